@@ -1,0 +1,3 @@
+"""RLHF for text-to-image diffusion over a dialogue, distributed on Ray."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,65 @@
+"""Scored rollouts become one learner batch: credit, advantages, stored steps flattened to rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from omr_ray.algorithm.advantage import group_advantages, return_to_go
+from omr_ray.types import Batch, RoundPairs, ScoredRollout, Trajectory
+
+
+def advantages(scored: ScoredRollout, *, baseline: str, discount: float | None) -> np.ndarray:
+    """Advantage of every sample of one dialogue, [R G]; NaN where a score is missing.
+
+    Siblings of one dialogue round are the group. `discount` None is the immediate reward of the round; a number adds
+    the discounted rewards of later rounds, which start from this round's latent.
+    """
+    totals = np.array([[np.nan if reward.total is None else reward.total for reward in round_] for round_ in scored.rewards])
+    if discount is not None:
+        totals = return_to_go(totals, discount)
+    return group_advantages(totals, baseline=baseline)
+
+
+def collate(scored: Sequence[ScoredRollout], *, baseline: str, discount: float | None) -> Batch | None:
+    """All stored steps of all samples whose score is known, as one Batch; None if there is no such sample."""
+    rows: list[tuple[Trajectory, int, float]] = []
+    for rollout in scored:
+        values = advantages(rollout, baseline=baseline, discount=discount)
+        for siblings, credits in zip(rollout.rollout.trajectories, values, strict=True):
+            for trajectory, credit in zip(siblings, credits, strict=True):
+                if np.isfinite(credit):
+                    rows.extend((trajectory, step, float(credit)) for step in range(len(trajectory.timesteps)))
+    if not rows:
+        return None
+    return Batch(
+        latents=np.stack([t.latents[s] for t, s, _ in rows]),
+        next_latents=np.stack([t.next_latents[s] for t, s, _ in rows]),
+        timesteps=np.array([t.timesteps[s] for t, s, _ in rows], dtype=np.int64),
+        previous_timesteps=np.array([t.previous_timesteps[s] for t, s, _ in rows], dtype=np.int64),
+        log_probs=np.array([t.log_probs[s] for t, s, _ in rows], dtype=np.float32),
+        advantages=np.array([credit for _, _, credit in rows], dtype=np.float32),
+        prompt_ids=np.stack([t.prompt_ids for t, _, _ in rows]),
+        rounds=np.array([t.round for t, _, _ in rows], dtype=np.int64),
+        prompts=np.array([t.prompt for t, _, _ in rows]),
+        oldest_version=min(t.policy_version for t, _, _ in rows),
+    )
+
+
+def round_pairs(scored: Sequence[ScoredRollout], *, count: int, seed: Sequence[int]) -> RoundPairs | None:
+    """`count` pairs of target images of consecutive rounds (OMR eq. 4), drawn from the dialogues; None without images."""
+    rounds = [rollout.rollout.dialogue.rounds for rollout in scored]
+    pairs = [
+        (x, y) for dialogue in rounds for x, y in zip(dialogue, dialogue[1:], strict=False) if x.target is not None and y.target is not None
+    ]
+    if not pairs:
+        return None
+    rng = np.random.default_rng(seed)
+    chosen = [pairs[i] for i in rng.choice(len(pairs), size=count, replace=count > len(pairs))]
+    return RoundPairs(
+        images_x=np.stack([x.target for x, _ in chosen]),
+        images_y=np.stack([y.target for _, y in chosen]),
+        prompts_x=tuple(x.prompt for x, _ in chosen),
+        prompts_y=tuple(y.prompt for _, y in chosen),
+    )

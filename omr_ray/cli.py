@@ -1,0 +1,150 @@
+"""One command, `omr-ray`. Arguments and config are parsed before any heavy import.
+
+Every subcommand takes `--json` and then prints one JSON object as the last line of standard output; everything else
+goes to standard error. Exit status: 0, 1 (our fault or the machine's), 2 (the user's fault).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omr_ray import __version__
+from omr_ray.types import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        result = options.run(options)
+    except UserError as error:
+        return _fail(options, str(error), status=2)
+    except KeyboardInterrupt:
+        return _fail(options, "interrupted; continue with --resume", status=130)
+    except Exception as error:
+        if options.traceback:
+            raise
+        return _fail(options, f"{type(error).__name__}: {_one_line(error)} (--traceback shows where)", status=1)
+    if options.json:
+        print(json.dumps(result, default=str), flush=True)
+    return 0
+
+
+def _fail(options: argparse.Namespace, message: str, status: int) -> int:
+    print(f"omr-ray: {message}", file=sys.stderr)
+    if options.json:
+        print(json.dumps({"error": message}), flush=True)
+    return status
+
+
+def _one_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="omr-ray", description="RLHF for text-to-image diffusion over a dialogue, on Ray")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    train = _command(commands, "train", _train, "train a policy over dialogues; ends with a report", config=True)
+    train.add_argument("--out", type=Path, help="run directory (default: runs/NAME)")
+    train.add_argument("--resume", action="store_true", help="continue from the last good checkpoint of the run directory")
+
+    evaluate = _command(commands, "evaluate", _evaluate, "judge a policy on held-out dialogues", config=True)
+    evaluate.add_argument("--adapter", type=Path, help="adapter to judge, in any of the three exported forms (default: the base)")
+    evaluate.add_argument("--out", type=Path, required=True, help="directory for the result")
+
+    plan = _command(commands, "plan", _plan, "actors, placement, memory and traffic, without loading anything", config=True)
+    del plan
+
+    bench = _command(commands, "bench", _bench, "measure rollout, learner or a whole step", config=True)
+    bench.add_argument("--what", choices=["rollout", "learner", "end-to-end", "all"], default="all")
+    bench.add_argument("--repeats", type=int, default=3)
+
+    atelier = commands.add_parser("atelier", help="the embedded world: pretrain its models, check its oracle, look at it")
+    actions = atelier.add_subparsers(metavar="ACTION", required=True)
+    pretrain = _command(actions, "pretrain", _atelier_pretrain, "train all embedded models from nothing; resumes")
+    pretrain.add_argument("--out", type=Path, required=True, help="directory for the weights")
+    pretrain.add_argument("--device", default="cpu")
+    _command(actions, "oracle", _atelier_oracle, "held-out accuracy of the oracle, by aspect")
+    show = _command(actions, "show", _atelier_show, "draw dialogues of the embedded world into a picture")
+    show.add_argument("--out", type=Path, required=True, help="PNG file")
+    return parser
+
+
+def _command(commands: Any, name: str, run: Any, text: str, config: bool = False) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text)
+    if config:
+        parser.add_argument("config", type=Path, help="YAML file, see configs/")
+        parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted keys, for example sampler.steps=20")
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _config(options: argparse.Namespace) -> Any:
+    from omr_ray.config import load
+
+    return load(options.config, options.overrides)
+
+
+def _train(options: argparse.Namespace) -> dict:
+    config = _config(options)
+    from omr_ray.workers.launch import train
+
+    return train(config, options.out or Path("runs") / config.name, resume=options.resume)
+
+
+def _evaluate(options: argparse.Namespace) -> dict:
+    config = _config(options)
+    from omr_ray.workers.launch import evaluate
+
+    return evaluate(config, options.out, adapter=options.adapter)
+
+
+def _plan(options: argparse.Namespace) -> dict:
+    from omr_ray.plan import plan
+
+    result = plan(_config(options))
+    if not options.json:
+        result.print()
+    return result.to_json()
+
+
+def _bench(options: argparse.Namespace) -> dict:
+    config = _config(options)
+    from omr_ray.bench import bench
+
+    return bench(config, what=options.what, repeats=options.repeats)
+
+
+def _atelier_pretrain(options: argparse.Namespace) -> dict:
+    from omr_ray.atelier.pretrain import pretrain
+
+    return pretrain(options.out, device=options.device)
+
+
+def _atelier_oracle(options: argparse.Namespace) -> dict:
+    from omr_ray.atelier import WEIGHTS
+    from omr_ray.atelier.oracle import Oracle
+
+    accuracy = Oracle.from_pretrained(WEIGHTS / "oracle").evaluate_on_renders()
+    for aspect, value in accuracy.items():
+        print(f"{aspect:12} {value:.4f}", file=sys.stderr)
+    return {"held_out_accuracy": accuracy}
+
+
+def _atelier_show(options: argparse.Namespace) -> dict:
+    from omr_ray.atelier.dialogues import contact_sheet
+
+    return {"picture": contact_sheet(options.out)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

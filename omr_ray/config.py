@@ -1,0 +1,413 @@
+"""Every config class, `load` and `with_overrides`. Parsed before any heavy import; imports no torch.
+
+Configs are frozen and refuse unknown keys. A value that can take several shapes is a union chosen by `type` or `kind`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from omr_ray.types import UserError
+
+
+class Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+# -- what is trained ---------------------------------------------------------------------------------------------------
+
+
+class AtelierModel(Config):
+    """The embedded world's own small models; runs on any machine."""
+
+    kind: Literal["atelier"] = "atelier"
+
+
+class DiffusersModel(Config):
+    """Stable Diffusion 1.x, 2.x or SDXL, from a directory in the diffusers format or a hub id."""
+
+    kind: Literal["diffusers"] = "diffusers"
+    path: str
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    channels_last: bool = True
+    compile: bool = False
+
+
+Model = Annotated[AtelierModel | DiffusersModel, Field(discriminator="kind")]
+
+
+class Lora(Config):
+    """PEFT LoRA on attention q, k, v and out (OMR section 4.1)."""
+
+    rank: PositiveInt = 4
+    alpha: PositiveFloat = 4.0
+
+
+class Sampler(Config):
+    """Multi-round DDIM sampling (OMR eq. 2, 3) and which of its steps are kept for training."""
+
+    steps: PositiveInt = 70
+    eta: PositiveFloat = 1.0
+    guidance_scale: float = Field(1.0, ge=1.0, description="1 means one branch: no guidance")
+    strength: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        (0.6,), min_length=1, description="tau_r of rounds 2, 3, ... as a share of the steps; the last value repeats"
+    )
+    siblings: PositiveInt = Field(8, description="G, samples of one round that are compared with one another")
+    window: tuple[PositiveInt, PositiveInt] = Field((1, 40), description="[T1, T2], counted from the last step, inclusive")
+    train_steps_per_round: PositiveInt = 1
+    shared_window: bool = Field(True, description="siblings of a round train the same steps")
+    height: PositiveInt | None = Field(None, description="pixels; None is the model's own size")
+    width: PositiveInt | None = None
+    batch_size: PositiveInt = Field(64, description="samples that go through the UNet together")
+
+    @model_validator(mode="after")
+    def window_lies_in_the_steps(self) -> Sampler:
+        low, high = self.window
+        if not low <= high <= self.steps:
+            raise ValueError(f"window {list(self.window)} must satisfy T1 <= T2 <= steps ({self.steps})")
+        return self
+
+
+# -- rewards -----------------------------------------------------------------------------------------------------------
+
+
+class ExponentialSchedule(Config):
+    """lambda_div = exp(-alpha t), lambda_cons = 1 - exp(-beta t), lambda_MI = 0.5 exp(-gamma t) (OMR eq. 9)."""
+
+    type: Literal["exponential"] = "exponential"
+    alpha: NonNegativeFloat = 0.15
+    beta: NonNegativeFloat = 0.1
+    gamma: NonNegativeFloat = 0.075
+
+
+class ConstantSchedule(Config):
+    """The same weights in every round; 0.25 each is the paper's Ours_RC25."""
+
+    type: Literal["constant"] = "constant"
+    diversity: float = 0.25
+    consistency: float = 0.25
+    mutual_information: float = 0.25
+
+
+class LinearSchedule(Config):
+    """Weights that go in a straight line from `first` (round 1) to `last` (round `rounds`): diversity, consistency, MI."""
+
+    type: Literal["linear"] = "linear"
+    first: tuple[float, float, float] = (0.86, 0.1, 0.46)
+    last: tuple[float, float, float] = (0.3, 0.55, 0.27)
+    rounds: PositiveInt = 8
+
+
+Schedule = Annotated[ExponentialSchedule | ConstantSchedule | LinearSchedule, Field(discriminator="type")]
+
+
+class PreferenceModel(Config):
+    """The Qwen-VL reward model behind the mutual-information reward (OMR eq. 8). `path: atelier` is the embedded one."""
+
+    path: str = "atelier"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    batch_size: PositiveInt = 64
+
+
+class ImmediateCredit(Config):
+    """A sample is credited with the reward of its own round."""
+
+    type: Literal["immediate"] = "immediate"
+
+
+class ReturnToGoCredit(Config):
+    """A sample is also credited with later rounds, discounted: they start from its latent."""
+
+    type: Literal["return_to_go"] = "return_to_go"
+    discount: float = Field(0.9, ge=0, le=1)
+
+
+Credit = Annotated[ImmediateCredit | ReturnToGoCredit, Field(discriminator="type")]
+
+
+class Rewards(Config):
+    """The three rewards of OMR section 3.2 and how they become one number."""
+
+    schedule: Schedule = ExponentialSchedule()
+    standardize: bool = Field(True, description="divide each term by running statistics before weighting; off is the raw sum")
+    diversity_scope: Literal["siblings", "dialogue"] = "siblings"
+    credit: Credit = ImmediateCredit()
+    preference: PreferenceModel = PreferenceModel()
+
+
+# -- learning ----------------------------------------------------------------------------------------------------------
+
+
+class Ppo(Config):
+    """Clipped importance ratio on the stored steps, after DDPO and Flow-GRPO."""
+
+    type: Literal["ppo"] = "ppo"
+    clip_range: PositiveFloat = 1e-4
+    advantage_clip: PositiveFloat = 5.0
+    baseline: Literal["group", "leave_one_out"] = "group"
+    kl_weight: NonNegativeFloat = Field(0.0, description="weight of KL(policy || adapter off), closed form")
+    passes: PositiveInt = Field(1, description="times the batch is used before new rollouts")
+    minibatches: PositiveInt = Field(1, description="optimizer steps a pass")
+
+
+class Refl(Config):
+    """Algorithm 1 to the letter: the gradient of the preference score through the one-step x0 prediction."""
+
+    type: Literal["refl"] = "refl"
+    kl_weight: NonNegativeFloat = 0.0
+    passes: PositiveInt = 1
+    minibatches: PositiveInt = 1
+
+
+Algorithm = Annotated[Ppo | Refl, Field(discriminator="type")]
+
+
+class NoiseLoss(Config):
+    """L_multi (OMR eq. 4, 5) on data pairs, beside the reward (Algorithm 1, lines 16-17). Weight 0 turns it off."""
+
+    weight: NonNegativeFloat = 0.0
+    pairs_per_step: PositiveInt = 16
+    tau1: tuple[float, float] = Field((0.3, 0.9), description="range of tau1, as a share of the training schedule")
+    tau2: tuple[float, float] = Field((0.1, 0.9), description="range of tau2")
+    through_rounds: bool = Field(False, description="let the gradient pass through the first round's x0 prediction")
+    target: Literal["lora", "unet"] = "lora"
+
+
+class Learner(Config):
+    """A DeepSpeed group of `ranks` actors."""
+
+    ranks: PositiveInt = 1
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    learning_rate: PositiveFloat = 3e-4
+    warmup_steps: NonNegativeInt = 0
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+    micro_batch: PositiveInt = Field(64, description="rows of one forward; the rest is gradient accumulation")
+    ema_decay: float = Field(0.95, ge=0, lt=1, description="of the adapter; 0 turns it off")
+    gradient_checkpointing: bool = False
+    deepspeed: str | None = Field(None, description="a DeepSpeed JSON file whose keys are added to ours")
+
+
+# -- actors and machines -----------------------------------------------------------------------------------------------
+
+
+class Actors(Config):
+    """How many actors of a kind, and what each asks Ray for."""
+
+    count: PositiveInt = 1
+    num_cpus: NonNegativeFloat = 1
+    num_gpus: NonNegativeFloat = 0
+    threads: PositiveInt = Field(1, description="torch threads of one actor, on CPU")
+
+
+class Workers(Config):
+    rollout: Actors = Actors()
+    reward: Actors = Actors()
+    learner: Actors = Actors()  # count is learner.ranks
+    max_attempts: PositiveInt = Field(3, description="tries of one request before the run stops")
+    timeout_s: PositiveFloat = Field(600.0, description="limit of one rollout, scoring or learner call")
+    start_timeout_s: PositiveFloat = Field(600.0, description="limit for an actor to load its models")
+
+    @model_validator(mode="before")
+    @classmethod
+    def learner_count_follows_ranks(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "count" in (values.get("learner") or {}):
+            raise ValueError("workers.learner.count is learner.ranks; set that instead")
+        return values
+
+
+class Cluster(Config):
+    """The machines a plan must fit on (`omr-ray plan`); training itself asks Ray what is there."""
+
+    name: str = "this machine"
+    nodes: PositiveInt = 1
+    cpus_per_node: PositiveInt = 2
+    memory_gib_per_node: PositiveFloat = 8.0
+    gpus_per_node: NonNegativeInt = 0
+    gpu_memory_gib: NonNegativeFloat = 0.0
+
+
+# -- data, bookkeeping, the run ----------------------------------------------------------------------------------------
+
+
+class AtelierDialogues(Config):
+    """Dialogues of the embedded world, made on the fly."""
+
+    kind: Literal["atelier"] = "atelier"
+    rounds: PositiveInt = 4
+
+
+class JsonDialogues(Config):
+    """One dialogue a JSON file, in a directory (the papers' own form)."""
+
+    kind: Literal["json"] = "json"
+    path: str
+
+
+Dialogues = Annotated[AtelierDialogues | JsonDialogues, Field(discriminator="kind")]
+
+
+class Checkpoints(Config):
+    every: PositiveInt = 10
+    keep: PositiveInt = 2
+
+
+class Evaluation(Config):
+    """Held-out dialogues, the same seeds before and after training."""
+
+    dialogues: PositiveInt = 48
+    siblings: PositiveInt = 4
+    max_rounds: PositiveInt = Field(8, description="after this many rounds a dialogue counts as not satisfied")
+    seed: NonNegativeInt = 7
+    contact_sheet: PositiveInt = Field(6, description="dialogues shown in the report")
+
+
+class Tracking(Config):
+    tensorboard: bool = True
+    wandb: str | None = Field(None, description="project name")
+    mlflow: str | None = Field(None, description="tracking URI")
+
+
+class RunConfig(Config):
+    """One training run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    seed: NonNegativeInt = 0
+    steps: PositiveInt = 100
+    dialogues_per_step: PositiveInt = 8
+    model: Model = AtelierModel()
+    lora: Lora = Lora()
+    dialogues: Dialogues = AtelierDialogues()
+    sampler: Sampler = Sampler()
+    rewards: Rewards = Rewards()
+    algorithm: Algorithm = Ppo()
+    noise_loss: NoiseLoss = NoiseLoss()
+    learner: Learner = Learner()
+    workers: Workers = Workers()
+    cluster: Cluster = Cluster()
+    checkpoint: Checkpoints = Checkpoints()
+    evaluation: Evaluation = Evaluation()
+    tracking: Tracking = Tracking()
+
+    @property
+    def samples_per_step(self) -> int:
+        """Sibling samples of one dialogue round that one step makes, over all dialogues."""
+        return self.dialogues_per_step * self.sampler.siblings
+
+    @model_validator(mode="after")
+    def groups_can_be_compared(self) -> RunConfig:
+        if isinstance(self.algorithm, Ppo) and self.sampler.siblings < 2:
+            raise ValueError("sampler.siblings must be at least 2 for ppo: an advantage compares siblings of one round")
+        if self.samples_per_step % self.learner.ranks:
+            raise ValueError(
+                f"dialogues_per_step x sampler.siblings ({self.samples_per_step}) must divide by learner.ranks ({self.learner.ranks})"
+            )
+        return self
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file, apply dotted overrides ("sampler.steps=20"), validate. Every fault is one UserError line."""
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such config file; the shipped ones are in configs/") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a config is a mapping of keys to values, got {type(values).__name__}; see configs/atelier.yaml")
+    return _validated(_merged(values, overrides), source=str(path))
+
+
+def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """`config` with dotted overrides applied; the command line and Ray Tune use the same keys."""
+    return _validated(_merged(config.model_dump(), overrides), source="override")
+
+
+def dump(config: RunConfig) -> str:
+    """The resolved config as YAML, every default written out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _merged(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    values = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"override {override!r}: write KEY=VALUE with a dotted key, for example sampler.steps=20")
+        *parents, last = key.split(".")
+        node = values
+        for parent in parents:
+            child = node.get(parent)
+            node[parent] = node = dict(child) if isinstance(child, dict) else {}
+        node[last] = yaml.safe_load(text)
+    return values
+
+
+def _validated(values: dict[str, Any], source: str) -> RunConfig:
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise UserError("; ".join(_explain(item, source) for item in error.errors()[:5])) from None
+
+
+def _explain(item: Any, source: str) -> str:
+    """One pydantic error as: file, key, rule, value and, for an unknown key, the nearest known one."""
+    location = [str(part) for part in item["loc"]]
+    key = ".".join(part for part in location if part not in _tags()) or "config"
+    if item["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(location[-1], _known_keys(location), n=1, cutoff=0.0)
+        return f"{source}: unknown key {key!r}; the nearest known one is {near[0]!r}"
+    message = item["msg"].removeprefix("Value error, ")
+    value = "" if isinstance(item["input"], dict) or item["type"] == "missing" else f", got {item['input']!r}"
+    return f"{source}: {key}: {message}{value}"
+
+
+def _known_keys(location: list[str]) -> list[str]:
+    """Field names of the class in which the last part of a pydantic error location was looked up."""
+    models: list[type[BaseModel]] = [RunConfig]
+    for part in location[:-1]:
+        members = [m for model in models if part in model.model_fields for m in _models_in(model.model_fields[part])]
+        models = members or [model for model in models if part in _tags_of(model)]
+    return sorted({name for model in models for name in model.model_fields})
+
+
+def _models_in(field: Any) -> Iterator[type[BaseModel]]:
+    candidates = get_args(field.annotation) or (field.annotation,)
+    return (c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+
+
+def _tags_of(model: type[BaseModel]) -> tuple[str, ...]:
+    return tuple(tag for name in ("type", "kind") if name in model.model_fields for tag in get_args(model.model_fields[name].annotation))
+
+
+def _tags() -> set[str]:
+    """Values of `type` and `kind`: pydantic puts them into error locations, a person did not write them there."""
+    return {tag for field in RunConfig.model_fields.values() for model in _models_in(field) for tag in _all_tags(model)}
+
+
+def _all_tags(model: type[BaseModel]) -> Iterator[str]:
+    yield from _tags_of(model)
+    for field in model.model_fields.values():
+        for child in _models_in(field):
+            yield from _all_tags(child)

@@ -1,0 +1,1 @@
+"""How good a policy is: figures, protocols that produce them, and the page that shows them."""

@@ -1,0 +1,45 @@
+"""The progress bar of a run: step, phase, reward, time left. On a terminal it is redrawn; in a log it is a line a step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class ProgressBar:
+    """Steps `start` .. `total` on standard error. Use as a context manager."""
+
+    def __init__(self, start: int, total: int) -> None:
+        self._console = Console(stderr=True)
+        columns = ("step", MofNCompleteColumn(), BarColumn(), TextColumn("{task.description:10}"), TextColumn("{task.fields[figures]}"))
+        self._bar = Progress(
+            *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self._console, disable=not self._console.is_terminal
+        )
+        self._task = self._bar.add_task("start", total=total, completed=start, figures="")
+        self._start, self._done, self._total, self._began = start, start, total, time.monotonic()
+
+    def __enter__(self) -> ProgressBar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()
+
+    def phase(self, name: str) -> None:
+        self._bar.update(self._task, description=name)
+
+    def advance(self, metrics: Mapping[str, float]) -> None:
+        self._done += 1
+        total, preference = (metrics.get(name, float("nan")) for name in ("reward/total", "reward/mutual_information"))
+        figures = f"total {total:+.3f}  preference {preference:+.4f}"
+        self._bar.update(self._task, advance=1, figures=figures)
+        if not self._console.is_terminal:
+            left = (time.monotonic() - self._began) / (self._done - self._start) * (self._total - self._done)
+            self._console.print(f"step {self._done}/{self._total}  {figures}  {left:.0f} s left", highlight=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        self._console.print(text, highlight=False, soft_wrap=True)

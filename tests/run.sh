@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# All checks of a clean checkout: format, lint, types, tests. `bash tests/run.sh slow` adds those that take minutes;
+# any other words go to pytest: `bash tests/run.sh tests/unit -k ppo`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+unset PYTHONDONTWRITEBYTECODE
+export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+source jobs/environment.sh
+bin=.venv/bin
+if [ $# -eq 0 ] || [ "$1" = slow ]; then
+  $bin/ruff check . && $bin/ruff format --check . && $bin/mypy
+fi
+if [ $# -eq 0 ]; then
+  exec $bin/python -m pytest -q -m "not slow and not gpu" --durations=10
+elif [ "$1" = slow ]; then
+  exec $bin/python -m pytest -q -m "not gpu" --durations=10
+fi
+exec $bin/python -m pytest -q "$@"

@@ -1,0 +1,61 @@
+from pathlib import Path
+
+import pytest
+
+from omr_ray import config
+from omr_ray.types import UserError
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def refused(*overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        config.load(CONFIGS / "atelier.yaml", overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("file", sorted(p.name for p in CONFIGS.glob("*.yaml")))
+def test_every_shipped_config_loads_and_survives_a_dump(file, tmp_path):
+    loaded = config.load(CONFIGS / file)
+    (tmp_path / "again.yaml").write_text(config.dump(loaded))
+    assert config.load(tmp_path / "again.yaml") == loaded
+
+
+def test_overrides_are_typed_and_nested():
+    changed = config.load(CONFIGS / "atelier.yaml", ["sampler.steps=12", "algorithm.clip_range=1e-4", "sampler.strength=[0.5,0.4]"])
+    assert changed.sampler.steps == 12
+    assert changed.algorithm.clip_range == 1e-4
+    assert changed.sampler.strength == (0.5, 0.4)
+    assert config.with_overrides(changed, ["sampler.steps=20"]).sampler.steps == 20
+
+
+def test_an_unknown_key_names_the_file_the_key_and_the_nearest_known_one():
+    message = refused("algorithm.klweight=1")
+    assert "atelier.yaml" in message and "'algorithm.klweight'" in message and "'kl_weight'" in message
+    assert "'alpha'" in refused("rewards.schedule.alfa=1")
+    assert "'steps'" in refused("sampler.stepz=3")
+
+
+def test_a_wrong_type_names_key_rule_and_value():
+    message = refused("sampler.steps=abc")
+    assert "sampler.steps" in message and "integer" in message and "'abc'" in message
+
+
+def test_rules_between_keys():
+    assert "T1 <= T2 <= steps (10)" in refused("sampler.window=[1,11]")
+    assert "at least 2 for ppo" in refused("sampler.siblings=1")
+    assert "learner.ranks (3)" in refused("learner.ranks=3")
+    assert "learner.ranks; set that" in refused("workers.learner.count=2")
+
+
+def test_files_that_are_no_config(tmp_path):
+    with pytest.raises(UserError, match="no such config file"):
+        config.load(tmp_path / "absent.yaml")
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(UserError, match="mapping of keys to values, got list"):
+        config.load(tmp_path / "list.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [1")
+    with pytest.raises(UserError, match="not readable as YAML"):
+        config.load(tmp_path / "broken.yaml")
