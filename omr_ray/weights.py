@@ -56,15 +56,14 @@ def _verify_checksums(root: Path, parts: Sequence[str]) -> None:
         file = (root / name).resolve()
         if not any(file.is_relative_to(folder) for folder in folders):
             continue
-        with reported(file):
-            with file.open("rb") as opened:
-                found = hashlib.file_digest(opened, "sha256").hexdigest()
+        with reported(file), file.open("rb") as opened:
+            found = hashlib.file_digest(opened, "sha256").hexdigest()
         if found != expected:
             raise UserError(f"{file}: its sha256 {found[:12]}... is not the listed {expected[:12]}...; fetch the file again")
 
 
 @contextmanager
-def reported(path: str | Path) -> Iterator[None]:
+def reported(path: str | Path, remedy: str = "fetch or export it again") -> Iterator[None]:
     """Turn whatever reading the weights at `path` raises into one UserError line."""
     try:
         yield
@@ -75,11 +74,11 @@ def reported(path: str | Path) -> Iterator[None]:
     # Loaders raise OSError, ValueError, KeyError, RuntimeError and SafetensorError (an Exception) for a damaged model.
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(f"{path}: cannot be loaded ({reason}); fetch or export it again") from None
+        raise UserError(f"{path}: cannot be loaded ({reason}); {remedy}") from None
 
 
 def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
-    """All tensors of a safetensors file, as writable arrays; bfloat16 comes back as float32.
+    """All tensors of a safetensors file, as arrays of their own; bfloat16 comes back as float32.
 
     Raises UserError for a missing or truncated file, or one that is not safetensors.
     """
@@ -104,12 +103,12 @@ def _array(dtype: str, shape: Sequence[int], data: bytes) -> np.ndarray:
         return (np.frombuffer(data, np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(shape)
     kind = {"F": "f", "I": "i", "U": "u"}[dtype[0]] if dtype != "BOOL" else "?"
     size = "" if dtype == "BOOL" else str(int(dtype[1:]) // 8)
-    return np.frombuffer(data, np.dtype(kind + size)).reshape(shape).copy()
+    return np.frombuffer(data, np.dtype(kind + size)).reshape(shape)
 
 
 def write_safetensors_atomic(path: str | Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
     """Write `arrays` to `path` so that a reader sees the old file or the whole new one. Raises UserError on a full disk."""
-    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     write_atomic(path, save(contiguous, metadata=dict(metadata or {})))
 
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from omr_ray.algorithm.advantage import group_advantages, return_to_go
+from omr_ray.algorithm.advantage import Baseline, group_advantages, return_to_go
 from omr_ray.types import Batch, RoundPairs, ScoredRollout, Trajectory
 
 
-def advantages(scored: ScoredRollout, *, baseline: str, discount: float | None) -> np.ndarray:
+def advantages(scored: ScoredRollout, *, baseline: Baseline, discount: float | None) -> np.ndarray:
     """Advantage of every sample of one dialogue, [R G]; NaN where a score is missing.
 
     Siblings of one dialogue round are the group. `discount` None is the immediate reward of the round; a number adds
@@ -22,7 +22,7 @@ def advantages(scored: ScoredRollout, *, baseline: str, discount: float | None) 
     return group_advantages(totals, baseline=baseline)
 
 
-def collate(scored: Sequence[ScoredRollout], *, baseline: str, discount: float | None) -> Batch | None:
+def collate(scored: Sequence[ScoredRollout], *, baseline: Baseline, discount: float | None) -> Batch | None:
     """All stored steps of all samples whose score is known, as one Batch; None if there is no such sample."""
     rows: list[tuple[Trajectory, int, float]] = []
     for rollout in scored:

@@ -185,6 +185,12 @@ def utterance(aspects: Mapping[str, str], rng: np.random.Generator, *, first: bo
     return f"{opening} {' and '.join(words[aspect] for aspect in rng.permutation(list(words)))}"
 
 
+def named_at(text: str) -> dict[str, int]:
+    """For each aspect a lower-case text names, the index just behind its last wording."""
+    mentions = {aspect: list(pattern.finditer(text)) for aspect, pattern in _PATTERNS.items()}
+    return {aspect: found[-1].end() for aspect, found in mentions.items() if found}
+
+
 def parse(text: str) -> dict[str, str]:
     """The aspects a text names, as canonical values, in the order of `ASPECTS`.
 

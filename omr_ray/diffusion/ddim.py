@@ -21,6 +21,7 @@ def schedule(num_train_timesteps: int, steps: int, spacing: str, steps_offset: i
     if not 1 <= steps <= num_train_timesteps:
         raise UserError(f"sampler.steps must lie in 1..{num_train_timesteps}, the model's training timesteps, got {steps}; lower it")
     stride = num_train_timesteps // steps
+    timesteps: np.ndarray
     if spacing == "leading":
         timesteps = np.arange(steps)[::-1] * stride + steps_offset
     elif spacing == "trailing":
@@ -30,6 +31,10 @@ def schedule(num_train_timesteps: int, steps: int, spacing: str, steps_offset: i
     else:
         raise UserError(f"the scheduler's timestep_spacing must be leading, trailing or linspace, got {spacing!r}; take another scheduler")
     timesteps = timesteps.astype(np.int64)
+    if timesteps[0] >= num_train_timesteps:  # "leading" with an offset, and as many steps as training timesteps
+        raise UserError(
+            f"sampler.steps {steps} with steps_offset {steps_offset} leaves the model's {num_train_timesteps} timesteps; lower it"
+        )
     return timesteps, np.maximum(timesteps - stride, 0)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,21 +15,6 @@ class Interval:
     value: float
     low: float
     high: float
-
-
-def aspect_accuracy(asked: Mapping[str, str], seen: Mapping[str, str]) -> float | None:
-    """Share of the asked aspects that the image shows; None where nothing was asked for.
-
-    Example: aspect_accuracy({"color": "red", "size": "small"}, {"color": "red", "size": "large"}) == 0.5
-    """
-    if not asked:
-        return None
-    return sum(seen.get(aspect) == value for aspect, value in asked.items()) / len(asked)
-
-
-def wrong_aspects(asked: Mapping[str, str], seen: Mapping[str, str]) -> tuple[str, ...]:
-    """The asked aspects that the image does not show, in the order they were asked."""
-    return tuple(aspect for aspect, value in asked.items() if seen.get(aspect) != value)
 
 
 def rounds_to_intent(matches: np.ndarray) -> np.ndarray:
@@ -71,7 +56,7 @@ def _resampled(before: np.ndarray, after: np.ndarray, samples: int, seed: int) -
     return np.concatenate([pair.mean(axis=1, keepdims=True), pair[:, drawn].mean(axis=2)], axis=1)
 
 
-def _interval(means: np.ndarray, statistic) -> tuple[float, float, float]:
+def _interval(means: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]) -> tuple[float, float, float]:
     with np.errstate(divide="ignore", invalid="ignore"):
         values = statistic(means)
     drawn = values[1:][np.isfinite(values[1:])]

@@ -9,14 +9,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from omr_ray.types import UserError
 from omr_ray.vlm.inputs import QwenInputs
-from omr_ray.weights import check_directory, read_safetensors, write_safetensors_atomic
+from omr_ray.weights import check_directory, read_safetensors, reported, write_safetensors_atomic
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 HEAD_FILE = "reward_head.safetensors"
@@ -29,15 +28,13 @@ class RewardModel(nn.Module):
     learned scalar head that starts as the mean.
     """
 
-    def __init__(
-        self, network: nn.Module, tokenizer: Any, image_processor: Qwen2VLImageProcessorPil, head: Literal["mean", "linear"] = "mean"
-    ):
+    def __init__(self, network: Any, tokenizer: Any, image_processor: Qwen2VLImageProcessorPil, head: Literal["mean", "linear"] = "mean"):
         super().__init__()
-        self.network = network  # a family's base model, or its ForConditionalGeneration, whose last layer is passed over
+        self.network: Any = network  # a family's base model, or its ForConditionalGeneration, whose last layer is passed over
         self.inputs = QwenInputs(tokenizer, image_processor)
         self.head: nn.Linear | None = None
         if head == "linear":
-            width = network.config.text_config.hidden_size  # type: ignore[union-attr]
+            width = network.config.text_config.hidden_size
             self.head = nn.Linear(width, 1)
             nn.init.constant_(self.head.weight, 1 / width)
             nn.init.zeros_(self.head.bias)
@@ -52,28 +49,27 @@ class RewardModel(nn.Module):
         other families than Qwen2-VL, Qwen2.5-VL and Qwen3-VL.
         """
         path = str(path)
-        if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path) or Path(path).exists():
-            check_directory(Path(path))
-        try:
+        if Path(path).exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path):
+            check_directory(path)
+        with reported(path):
             family = AutoConfig.from_pretrained(path).model_type
             if family not in FAMILIES:
                 raise UserError(f"reward model {path}: its family must be one of {', '.join(FAMILIES)}, got {family!r}; take another model")
             network, loading = AutoModel.from_pretrained(path, dtype=dtype, use_safetensors=True, output_loading_info=True)
             tokenizer, processor = AutoTokenizer.from_pretrained(path), Qwen2VLImageProcessorPil.from_pretrained(path)
-        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-            raise UserError(f"reward model {path}: not readable, {' '.join(str(error).split())[:300]}; fetch it again") from error
         if loading["missing_keys"]:
             names = sorted(loading["missing_keys"])
             raise UserError(f"reward model {path}: {len(names)} weights are missing, the first is {names[0]!r}; fetch it again")
         model = cls(network, tokenizer, processor, head)
         if model.head is not None and (Path(path) / HEAD_FILE).exists():
             weights = {name: torch.tensor(value) for name, value in read_safetensors(Path(path) / HEAD_FILE).items()}
-            model.head.load_state_dict(weights)
+            with reported(Path(path) / HEAD_FILE):
+                model.head.load_state_dict(weights)
         return model.to(device).eval().requires_grad_(False)
 
     def save_pretrained(self, path: str | Path) -> None:
         """Network, tokenizer, image processor and, where there is one, the head; `from_pretrained` reads it back."""
-        self.network.save_pretrained(path)  # type: ignore[operator]
+        self.network.save_pretrained(path)
         self.inputs.tokenizer.save_pretrained(path)
         self.inputs.image_processor.save_pretrained(path)
         if self.head is not None:
@@ -83,7 +79,7 @@ class RewardModel(nn.Module):
     def score_tensor(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Differentiable rewards of images [N, 3, H, W] in [0, 1] under N prompts, float32 [N] (OMR eq. 8)."""
         inputs = self.inputs(images.to(self.device), prompts)
-        hidden = self.network.base_model(**inputs, use_cache=False).last_hidden_state  # type: ignore[operator]
+        hidden = self.network.base_model(**inputs, use_cache=False).last_hidden_state
         answer = inputs["attention_mask"].sum(1) - 1
         state = hidden[torch.arange(len(hidden), device=hidden.device), answer].float()
         return state.mean(1) if self.head is None else self.head(state).squeeze(1)
@@ -95,7 +91,7 @@ class RewardModel(nn.Module):
         """Rewards of images u8 [N, H, W, 3] under N prompts, float32 [N] on the CPU; `batch_size` pairs go together."""
         scores = []
         for start in range(0, len(images), batch_size):
-            part = torch.tensor(images[start : start + batch_size]).permute(0, 3, 1, 2) / 255
+            part = torch.from_numpy(np.array(images[start : start + batch_size])).permute(0, 3, 1, 2) / 255
             scores.append(self.score_tensor(part, prompts[start : start + batch_size]).cpu())
         return torch.cat(scores) if scores else torch.zeros(0)
 

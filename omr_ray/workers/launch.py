@@ -2,30 +2,234 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 
-from omr_ray import controller, plan
+from omr_ray import controller
 from omr_ray.atelier import WEIGHTS
-from omr_ray.atelier.dialogues import dialogue_at
+from omr_ray.atelier.dialogues import dialogue_at, make_dialogues
 from omr_ray.atelier.oracle import Oracle
-from omr_ray.config import AtelierModel, JsonDialogues, RunConfig
+from omr_ray.config import AtelierDialogues, AtelierModel, JsonDialogues, RunConfig
 from omr_ray.data.json_dialogues import read_dialogues
-from omr_ray.diffusion.adapters import export_adapter, load_adapter
-from omr_ray.evaluation import protocols
-from omr_ray.evaluation.report import write_report
+from omr_ray.diffusion.adapters import Adapter, export_adapter, load_adapter, model_card
+from omr_ray.evaluation import protocols, report
 from omr_ray.progress import ProgressBar
-from omr_ray.rewards import schedule as schedules
+from omr_ray.rewards.schedule import SCHEDULES
 from omr_ray.rewards.total import TotalReward
-from omr_ray.runs import RunDirectory
+from omr_ray.runs import RunDirectory, write_text_atomic
 from omr_ray.tracking import Tracker
 from omr_ray.types import Dialogue, LearnerState, Rollout, ScoredRollout, Update, UserError
 from omr_ray.workers.learner import LearnerGroup
+from omr_ray.workers.loading import model_path
+from omr_ray.workers.placement import bundles
 from omr_ray.workers.pool import RewardPool, RolloutPool
+
+HELD_OUT_SHARE = 5  # one dialogue file in five is never trained on
+
+
+def train(config: RunConfig, directory: Path, *, resume: bool) -> dict[str, Any]:
+    """Train, evaluate before and after on the same held-out dialogues, export the adapter, write the report."""
+    source = source_from(config)
+    with ExitStack() as stack:
+        run = stack.enter_context(closing(RunDirectory(directory, config, resume=resume)))
+        found = run.checkpoints.latest() if resume else None
+        start = found.step if found else 0
+        bar = stack.enter_context(ProgressBar(start, config.steps))
+        for damage in run.checkpoints.skipped:
+            bar.say(f"passed over a damaged checkpoint, {damage}")
+        bar.say(f"run directory {directory}, starting Ray")
+        stack.enter_context(local_or_given_ray(config))
+        rollout_pool, reward_pool = (stack.enter_context(closing(pool(config))) for pool in (RolloutPool, RewardPool))
+        judge = Judge(config, reward_pool)
+        tracker = stack.enter_context(closing(Tracker(directory, **config.tracking.model_dump())))
+        tracker.truncate_after(start)
+        examine = partial(_evaluate, config, source, rollout_pool, reward_pool, directory / "evaluation")
+        if not (directory / "evaluation/before.json").exists():
+            bar.phase("evaluate")
+            bar.say("evaluating the base on held-out dialogues")
+            rollout_pool.load(None)
+            examine(phase="before", weights=f"{_model_name(config)}, no adapter")
+        learner = stack.enter_context(closing(LearnerGroup(config, found.learner if found else None)))
+        if found:
+            judge.total.load(found.judge)
+            rollout_pool.load(Update(policy_version=found.learner.policy_version, weights=found.learner.weights, metrics={}))
+        controller.train(
+            config,
+            source=source,
+            sampler=rollout_pool,
+            judge=judge,
+            learner=learner,
+            tracker=tracker,
+            checkpoints=run.checkpoints,
+            progress=bar,
+            start=start,
+        )
+        bar.phase("evaluate")
+        bar.say("evaluating the trained policy on the same dialogues and seeds")
+        state = learner.state()
+        rollout_pool.load(Update(policy_version=state.policy_version, weights=state.ema or state.weights, metrics={}))
+        examine(phase="after", weights=f"{_model_name(config)} with the adapter of step {config.steps}{' (EMA)' if state.ema else ''}")
+        result = _finish(config, directory, state)
+        bar.say(f"report: {result['report']}")
+        return result
+
+
+def evaluate(config: RunConfig, out: Path, *, adapter: Path | None) -> dict[str, Any]:
+    """Judge the base, or the base with an exported adapter, on held-out dialogues; writes `out`/after.json."""
+    update, name = None, "no adapter"
+    if adapter is not None:
+        weights = load_adapter(adapter).weights_for(config.lora.rank, config.lora.alpha)
+        update, name = Update(policy_version=1, weights=weights, metrics={}), f"adapter {adapter}"
+    source = source_from(config)
+    with local_or_given_ray(config), closing(RolloutPool(config)) as rollout_pool, closing(RewardPool(config)) as reward_pool:
+        rollout_pool.load(update)
+        result = _evaluate(config, source, rollout_pool, reward_pool, out, phase="after", weights=f"{_model_name(config)}, {name}")
+    held_out = {name: np.nanmean(getattr(result.held_out, name), axis=0).tolist() for name in ("accuracy", "preference", "diversity")}
+    return {"result": str(out / "after.json"), "by_round": held_out, "rounds_to_intent": result.intent and result.intent.rounds.mean()}
+
+
+class Judge:
+    """RewardWorkers for the preference, then the total reward of eq. 9."""
+
+    def __init__(self, config: RunConfig, pool: RewardPool) -> None:
+        schedule = config.rewards.schedule
+        weights = partial(SCHEDULES[schedule.type], **schedule.model_dump(exclude={"type"}))
+        self.total = TotalReward(weights, standardize=config.rewards.standardize, diversity_scope=config.rewards.diversity_scope)
+        self._pool = pool
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
+        return self.total.score(rollouts, self._pool.preferences(rollouts))
+
+    def state(self) -> Mapping[str, Any]:
+        return self.total.state()
+
+
+class AtelierSource:
+    """Dialogues of the embedded world; those of a step follow from the step's number."""
+
+    def __init__(self, rounds: int, seed: int) -> None:
+        self._rounds, self._seed = rounds, seed
+
+    def next(self, step: int, count: int) -> list[Dialogue]:
+        first = (step - 1) * count
+        return [dialogue_at("train", index, rounds=self._rounds, seed=self._seed) for index in range(first, first + count)]
+
+    def held_out(self, count: int) -> list[Dialogue]:
+        return make_dialogues("heldout", count, rounds=self._rounds)
+
+
+class FileSource:
+    """Dialogues read from files: every fifth is held out, the others come in a new order each epoch."""
+
+    def __init__(self, dialogues: Sequence[Dialogue], seed: int) -> None:
+        self._held_out, self._seed = dialogues[::HELD_OUT_SHARE], seed
+        self._train = [dialogue for index, dialogue in enumerate(dialogues) if index % HELD_OUT_SHARE]
+        if not self._train:
+            raise UserError(f"dialogues.path holds {len(dialogues)} dialogue; at least 2 are needed, one of them is held out; add some")
+
+    def next(self, step: int, count: int) -> list[Dialogue]:
+        first = (step - 1) * count
+        return [self._at(index) for index in range(first, first + count)]
+
+    def held_out(self, count: int) -> list[Dialogue]:
+        return list(self._held_out[:count])
+
+    def _at(self, index: int) -> Dialogue:
+        epoch, place = divmod(index, len(self._train))
+        return self._train[int(np.random.default_rng((self._seed, epoch)).permutation(len(self._train))[place])]
+
+
+def source_from(config: RunConfig) -> AtelierSource | FileSource:
+    """Raises UserError where a dialogue file is missing or malformed: before anything is started."""
+    match config.dialogues:
+        case AtelierDialogues(rounds=rounds):
+            return AtelierSource(rounds, config.seed)
+        case JsonDialogues(path=path):
+            return FileSource(read_dialogues(Path(path)), config.seed)
+
+
+@contextmanager
+def local_or_given_ray(config: RunConfig) -> Iterator[None]:
+    """The cluster of RAY_ADDRESS (as in a submitted job), else a local one that has room for this config's actors."""
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if "RAY_ADDRESS" not in os.environ:
+        needed = math.ceil(sum(bundle.get("CPU", 0) for bundle in bundles(config)))
+        options |= {"num_cpus": max(os.cpu_count() or 1, needed), "include_dashboard": False}
+    ray.init(**options)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _evaluate(
+    config: RunConfig,
+    source: AtelierSource | FileSource,
+    rollout_pool: RolloutPool,
+    reward_pool: RewardPool,
+    directory: Path,
+    *,
+    phase: str,
+    weights: str,
+) -> protocols.Evaluation:
+    """Both protocols with the policy that `rollout_pool` holds; saved to `directory`."""
+    settings = config.evaluation
+    result = protocols.evaluate(
+        source.held_out(settings.dialogues),
+        phase=phase,
+        weights=weights,
+        sample=partial(rollout_pool.sample, step=0, seed=settings.seed),
+        preferences=reward_pool.preferences,
+        generate=rollout_pool.generate,
+        # Only pictures of the embedded world can be read exactly.
+        oracle=Oracle.from_pretrained(WEIGHTS / "oracle") if isinstance(config.model, AtelierModel) else None,
+        strength=config.sampler.strength,
+        siblings=settings.siblings,
+        max_rounds=settings.max_rounds,
+        seed=settings.seed,
+        contact_sheet=settings.contact_sheet,
+    )
+    protocols.save(result, directory)
+    return result
+
+
+def _finish(config: RunConfig, directory: Path, state: LearnerState) -> dict[str, Any]:
+    """Comparison, exported adapter and report of a finished run."""
+    before, after = (protocols.load(directory / "evaluation", phase) for phase in ("before", "after"))
+    comparison = asdict(protocols.compare(before, after))
+    write_text_atomic(directory / "evaluation/comparison.json", json.dumps(comparison, indent=1))
+    figures = {name: value for name, value in comparison.items() if isinstance(value, dict)}
+    adapter = Adapter(
+        weights=state.ema or state.weights,
+        rank=config.lora.rank,
+        alpha=config.lora.alpha,
+        base_model=model_path(config.model),
+        metadata={"run": config.name, "steps": str(config.steps), "seed": str(config.seed)},
+    )
+    card = model_card(_model_name(config), f"{config.name}, {config.steps} steps", {k: _interval(v) for k, v in figures.items()})
+    export_adapter(adapter, directory / "adapter", card, name=config.name)
+    return {
+        "run": str(directory),
+        "report": str(report.write_report(directory)),
+        "adapter": str(directory / "adapter"),
+        "comparison": comparison,
+    }
+
+
+def _interval(values: Mapping[str, float]) -> str:
+    return f"{values['value']:.4f} [{values['low']:.4f}, {values['high']:.4f}]"
+
+
+def _model_name(config: RunConfig) -> str:
+    return "atelier" if isinstance(config.model, AtelierModel) else config.model.path

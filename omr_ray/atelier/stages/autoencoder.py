@@ -1,4 +1,4 @@
-"""Stage 1: AutoencoderKL, 64x64 RGB to 16 channels of 8x8.
+"""Stage 1: AutoencoderKL, 64x64 RGB to 8 channels of 16x16.
 
 The decoder is the ceiling of everything the policy can show, so almost nothing of the KL term is kept:
 it exists to hold the latent's scale, not to make it Gaussian. Noise on the latent in training makes the
@@ -26,11 +26,11 @@ LATENT_NOISE = 0.1  # of the latent's own deviation
 def build_autoencoder() -> AutoencoderKL:
     """The untrained autoencoder."""
     return AutoencoderKL(
-        block_out_channels=(16, 32, 64, 128),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
         layers_per_block=1,
-        latent_channels=16,
+        latent_channels=8,
         norm_num_groups=8,
         mid_block_add_attention=False,
         sample_size=64,
@@ -46,7 +46,7 @@ def reconstruction_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Ten
 
 @torch.no_grad()
 def standardise_latents(vae: AutoencoderKL, latents: torch.Tensor) -> None:
-    """Make each latent channel zero mean and unit deviation over `latents` [N 16 8 8], without changing any image.
+    """Make each latent channel zero mean and unit deviation over `latents` [N 8 16 16], without changing any image.
 
     The posterior's deviation is fixed at a tenth of the noise the decoder was trained to forgive.
     """

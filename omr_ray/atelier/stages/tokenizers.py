@@ -57,11 +57,12 @@ def _train_bpe(like: Tokenizer, text: Iterator[str], vocab_size: int, suffix: st
     return alphabet, [list(merge) for merge in merges]
 
 
-def _save(tokenizer: CLIPTokenizer | Qwen2Tokenizer, vocab: dict[str, int], merges: list[list[str]], directory: Path) -> None:
+def save_tokenizer(tokenizer: CLIPTokenizer | Qwen2Tokenizer, directory: Path) -> None:
+    """`save_pretrained`, and beside it the two older files `vocab.json` and `merges.txt` that many programs read."""
     tokenizer.save_pretrained(directory)
-    # The two older files as well, which many other programs read.
-    (directory / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False) + "\n")
-    (directory / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    (directory / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False) + "\n")
+    (directory / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in model["merges"]))
 
 
 def make_clip_tokenizer(directory: Path, seed: int) -> CLIPTokenizer:
@@ -71,7 +72,7 @@ def make_clip_tokenizer(directory: Path, seed: int) -> CLIPTokenizer:
     tokens = list(dict.fromkeys(tokens)) + ["<|startoftext|>", "<|endoftext|>"]
     vocab = {token: i for i, token in enumerate(tokens)}
     tokenizer = CLIPTokenizer(vocab, [tuple(merge) for merge in merges], model_max_length=PROMPT_TOKENS)
-    _save(tokenizer, vocab, merges, directory)
+    save_tokenizer(tokenizer, directory)
     return tokenizer
 
 
@@ -87,5 +88,5 @@ def make_qwen_tokenizer(directory: Path, seed: int) -> Qwen2Tokenizer:
         additional_special_tokens=list(QWEN_TOKENS[1:]),
         model_max_length=1024,
     )
-    _save(tokenizer, vocab, merges, directory)
+    save_tokenizer(tokenizer, directory)
     return tokenizer

@@ -1,0 +1,60 @@
+"""Preference pairs of renders: one prompt, an image that shows it and one that shows it with aspects changed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from omr_ray.atelier.stages.policy import random_prompt
+from omr_ray.atelier.world import ASPECTS, VALUES, Scene, parse
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """Rows of a picture collection: `chosen` shows the prompt, `rejected` shows it but for the `changed` aspects."""
+
+    prompt: str
+    chosen: int
+    rejected: int
+    changed: frozenset[str]
+
+
+def other_value(aspect: str, value: str, rng: np.random.Generator) -> str:
+    """A value of the aspect that is not `value`."""
+    return str(rng.choice([known for known in VALUES[aspect] if known != value]))
+
+
+def changed_scene(scene: Scene, named: dict[str, str], count: int, rng: np.random.Generator) -> tuple[Scene, frozenset[str]]:
+    """A scene that contradicts `count` of the named aspects, keeps the others, and is free where nothing was named."""
+    changed = frozenset(str(aspect) for aspect in rng.permutation(list(named))[:count])
+    values = {}
+    for aspect in ASPECTS:
+        if aspect in changed:
+            values[aspect] = other_value(aspect, named[aspect], rng)
+        elif aspect in named or rng.random() < 0.5:
+            values[aspect] = getattr(scene, aspect)
+        else:
+            values[aspect] = str(rng.choice(VALUES[aspect]))
+    return Scene(**values), changed
+
+
+class PairMaker:
+    """Draws pairs from a collection of pictured scenes; hard ones, with a single aspect changed, most often."""
+
+    def __init__(self, scenes: Sequence[Scene]) -> None:
+        self.scenes = scenes
+        self.rows: dict[Scene, list[int]] = {}
+        for row, scene in enumerate(scenes):
+            self.rows.setdefault(scene, []).append(row)
+
+    def draw(self, rng: np.random.Generator) -> Pair:
+        while True:
+            chosen = int(rng.integers(len(self.scenes)))
+            prompt = random_prompt(self.scenes[chosen], rng)
+            if not (named := parse(prompt)):
+                continue
+            count = 1 if rng.random() < 0.6 else int(rng.integers(1, len(named) + 1))
+            for _ in range(8):  # not every scene is in the collection
+                scene, changed = changed_scene(self.scenes[chosen], named, count, rng)
+                if rows := self.rows.get(scene):
+                    return Pair(prompt=prompt, chosen=chosen, rejected=int(rng.choice(rows)), changed=changed)

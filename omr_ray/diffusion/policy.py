@@ -1,0 +1,216 @@
+"""The policy pi(z_{t-1} | z_t, P): a frozen Stable Diffusion UNet with a LoRA adapter (OMR eq. 2, 10-12)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+
+from omr_ray.algorithm.gaussian import ddim_mean_and_sigma
+from omr_ray.diffusion import ddim
+from omr_ray.diffusion.loading import Parts, load_parts
+from omr_ray.diffusion.text import Text, TextEncoders
+from omr_ray.types import UserError
+
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+LORA_SEED = 0  # of the A matrices: every process starts from the same adapter
+DECODED_PIXELS = 2**21  # of one VAE call outside training: 8 images of 512 x 512, about 3 GiB in bfloat16
+
+
+def lora_config(rank: int, alpha: float) -> LoraConfig:
+    """LoRA on attention q, k, v and out (OMR eq. 10), as PEFT describes it."""
+    number: Any = alpha  # PEFT annotates an int and takes any number
+    return LoraConfig(r=rank, lora_alpha=number, target_modules=list(TARGETS))
+
+
+class Policy:
+    """UNet + LoRA, text encoders, VAE and noise schedule of one model.
+
+    `network` is the UNet itself. `unet` is what `predict` calls: the same object, until a learner puts a wrapper
+    (a DeepSpeed engine) around it there. LoRA parameters are float32 whatever the base is, and latents, model outputs
+    and all the scheduler's arithmetic are float32.
+    """
+
+    def __init__(self, parts: Parts, *, path: str, rank: int, alpha: float) -> None:
+        self.path, self.rank, self.alpha = path, rank, alpha
+        self.network, self.vae = parts.unet, parts.vae
+        self.text = TextEncoders(parts.tokenizers, parts.text_encoders, parts.zero_empty_prompt)
+        self.alphas_cumprod: Tensor = parts.scheduler.alphas_cumprod.float()
+        self.prediction_type: str = parts.scheduler.config.prediction_type
+        self.num_train_timesteps: int = parts.scheduler.config.num_train_timesteps
+        self._spacing = (parts.scheduler.config.timestep_spacing, parts.scheduler.config.steps_offset)
+        self.vae_factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        size = self.network.config.sample_size
+        self.height, self.width = (side * self.vae_factor for side in ((size, size) if isinstance(size, int) else size))
+        self._memory_format = torch.contiguous_format
+        self._add_lora()
+        self.unet: Any = self.network
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str,
+        *,
+        dtype: str = "float32",
+        device: str = "cpu",
+        rank: int = 4,
+        alpha: float = 4.0,
+        channels_last: bool = False,
+        compile: bool = False,
+    ) -> Policy:
+        """Load a model directory in the diffusers format, or a hub id. Raises UserError for one that cannot be used."""
+        policy = cls(load_parts(str(path), getattr(torch, dtype)), path=str(path), rank=rank, alpha=alpha)
+        return policy._prepared(device, channels_last, compile)
+
+    def _prepared(self, device: str, channels_last: bool, compile: bool) -> Policy:
+        if channels_last:
+            self._memory_format = torch.channels_last
+        for module in (self.network, self.vae, *self.text.encoders):
+            module.to(device)
+        self.network.to(memory_format=self._memory_format)
+        self.vae.to(memory_format=self._memory_format)
+        self.alphas_cumprod = self.alphas_cumprod.to(device)
+        if compile:
+            self.network.compile()
+        return self
+
+    def _add_lora(self) -> None:
+        """LoRA on attention q, k, v and out (OMR eq. 10): W + (alpha / rank) B A, with B zero and A seeded."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(LORA_SEED)
+            self.network.add_adapter(lora_config(self.rank, self.alpha))
+        self._layers = [module for module in self.network.modules() if isinstance(module, LoraLayer)]
+        for parameter in self.lora_parameters().values():
+            parameter.data = parameter.data.float()
+
+    # -- text ----------------------------------------------------------------------------------------------------------
+
+    def tokenize(self, prompts: Sequence[str]) -> np.ndarray:
+        """Token ids i64 [N E L]."""
+        return self.text.tokenize(prompts)
+
+    def encode_text(self, prompt_ids: np.ndarray | Tensor) -> Text:
+        """The conditioning of token ids i64 [N E L]; distinct prompts are encoded once and kept."""
+        return self.text.encode(prompt_ids)
+
+    # -- the network ---------------------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        return self.alphas_cumprod.device
+
+    def unet_inputs(self, latents: Tensor, timesteps: Tensor, text: Text) -> dict[str, Any]:
+        """Keyword arguments of the UNet for latents [N C H W], timesteps i64 [N] and N rows of text."""
+        added = dict(text.added) if text.added is not None else None
+        if added is not None:
+            height, width = (side * self.vae_factor for side in latents.shape[-2:])
+            # SDXL's micro-conditioning: original size, crop, target size (arXiv:2307.01952, section 2.2).
+            added["time_ids"] = torch.tensor([[height, width, 0, 0, height, width]], device=self.device).expand(len(latents), -1)
+        return {
+            "sample": latents.to(self.device, self.network.dtype, memory_format=self._memory_format),
+            "timestep": timesteps.to(self.device),
+            "encoder_hidden_states": text.hidden,
+            "added_cond_kwargs": added,
+            "return_dict": False,
+        }
+
+    def predict(self, latents: Tensor, timesteps: Tensor, text: Text, guidance_scale: float = 1.0) -> Tensor:
+        """The model output for latents [N C H W], timesteps i64 [N] and text; float32 [N C H W].
+
+        guidance_scale w > 1 is classifier-free guidance, o(empty) + w (o(P) - o(empty)) (arXiv:2207.12598, eq. 6), with
+        both branches in one call of the UNet.
+        """
+        if guidance_scale <= 1.0:
+            return self.unet(**self.unet_inputs(latents, timesteps, text))[0].float()
+        both = text.join(self.text.empty(len(text)))
+        output = self.unet(**self.unet_inputs(torch.cat([latents, latents]), torch.cat([timesteps, timesteps]), both))[0].float()
+        prompted, empty = output.chunk(2)
+        return empty + guidance_scale * (prompted - empty)
+
+    def step(
+        self, latents: Tensor, timesteps: Tensor, previous_timesteps: Tensor, text: Text, *, eta: float, guidance_scale: float = 1.0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One denoising step as a Gaussian (OMR eq. 2): mean [N C H W], sigma [N] and x0 [N C H W] of z_{t-1}."""
+        output = self.predict(latents, timesteps, text, guidance_scale)
+        latents = latents.to(self.device)
+        return ddim_mean_and_sigma(output, latents, timesteps, previous_timesteps, self.alphas_cumprod, self.prediction_type, eta)
+
+    def schedule(self, steps: int) -> tuple[np.ndarray, np.ndarray]:
+        """Timesteps and previous timesteps, i64 [S] each, descending, in the spacing of the model's own scheduler."""
+        return ddim.schedule(self.num_train_timesteps, steps, *self._spacing)
+
+    # -- the adapter ---------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def adapter_off(self) -> Iterator[None]:
+        """Inside, the policy is its own reference: the base, bit for bit."""
+        turned_off = [layer for layer in self._layers if not layer.disable_adapters]
+        for layer in turned_off:
+            layer.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for layer in turned_off:
+                layer.enable_adapters(True)
+
+    def lora_parameters(self) -> dict[str, torch.nn.Parameter]:
+        """The only parameters that learn: "<module>.lora_A.weight" [rank, in] and "<module>.lora_B.weight" [out, rank]."""
+        named = self.network.named_parameters()
+        return {name.replace(".default.", "."): parameter for name, parameter in named if ".lora_A." in name or ".lora_B." in name}
+
+    def lora_weights(self) -> dict[str, np.ndarray]:
+        """Copies of the adapter's weights, float32."""
+        return {name: parameter.detach().float().cpu().numpy().copy() for name, parameter in self.lora_parameters().items()}
+
+    def load_lora(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Take over the adapter `weights`, all of them. Raises UserError when names or shapes are not this model's."""
+        parameters = self.lora_parameters()
+        strange = sorted(parameters.keys() ^ weights.keys())
+        if strange:
+            raise UserError(f"the adapter does not fit {self.path}: {len(strange)} names differ, first {strange[0]}; take this model's")
+        for name, parameter in parameters.items():
+            if parameter.shape != weights[name].shape:
+                found, expected = list(weights[name].shape), list(parameter.shape)
+                raise UserError(f"the adapter does not fit: {name} is {found}, here {expected}; set lora.rank to that adapter's")
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(torch.tensor(weights[name]))
+
+    # -- images --------------------------------------------------------------------------------------------------------
+
+    def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
+        """(C, H, W) of the latent of an image of `height` x `width` pixels; None is the model's own size."""
+        sides = (height or self.height, width or self.width)
+        if any(side % self.vae_factor for side in sides):
+            raise UserError(f"sampler.height and width must be multiples of {self.vae_factor}, got {sides[0]} x {sides[1]}; round them")
+        return (self.vae.config.latent_channels, sides[0] // self.vae_factor, sides[1] // self.vae_factor)
+
+    @torch.no_grad()
+    def encode_images(self, images: np.ndarray | Tensor) -> Tensor:
+        """Images u8 [N H W 3] to latents float32 [N C h w]: the posterior's mean, scaled."""
+        pixels = torch.as_tensor(images).to(self.device).movedim(-1, 1).float() / 127.5 - 1
+        mean = self.vae.encode(pixels.to(self.vae.dtype, memory_format=self._memory_format)).latent_dist.mean
+        return mean.float() * self.vae.config.scaling_factor
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [N C h w] to images float32 [N 3 H W] in [0, 1], differentiable."""
+        scaled = latents.to(self.device) / self.vae.config.scaling_factor
+        decoded = self.vae.decode(scaled.to(self.vae.dtype, memory_format=self._memory_format), return_dict=False)[0]
+        return (decoded.float() / 2 + 0.5).clamp(0, 1)
+
+    @torch.no_grad()
+    def render(self, latents: Tensor) -> np.ndarray:
+        """Latents [N C h w] to images u8 [N H W 3], a bounded number at a time."""
+        rows = max(1, DECODED_PIXELS // (latents.shape[-1] * latents.shape[-2] * self.vae_factor**2))
+        return np.concatenate([self.to_uint8(self.decode(part)) for part in latents.split(rows)])
+
+    @staticmethod
+    def to_uint8(images: Tensor) -> np.ndarray:
+        """Images float [N 3 H W] in [0, 1] to u8 [N H W 3]."""
+        return (images.detach() * 255).round().to(torch.uint8).movedim(1, -1).contiguous().cpu().numpy()

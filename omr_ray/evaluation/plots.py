@@ -1,0 +1,130 @@
+"""The report's plots as inline SVG. Text and lines take the page's own colors, so one file is legible in light and dark."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+ROUND_COLORS = ("#3b82f6", "#14b8a6", "#f59e0b", "#ef4444", "#a855f7", "#65a30d", "#ec4899", "#64748b")
+TERM_COLORS = {"diversity": "#3b82f6", "consistency": "#14b8a6", "mutual_information": "#f59e0b"}
+PHASE_COLORS = {"before": "#94a3b8", "after": "#3b82f6"}
+# Colors that no series uses: they are replaced by what the page's style sheet says.
+_INK, _RULE = "#010203", "#040506"
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _RULE,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": _RULE,
+    "grid.linewidth": 0.6,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.8,
+}
+
+Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # name -> x, y
+
+
+def lines(series: Series, *, x: str, y: str = "", colors: Mapping[str, str] | None = None, size: tuple[float, float] = (4.4, 2.6)) -> str:
+    """One line a series. A long one is drawn faint, with its running mean over a twentieth of it on top."""
+
+    def draw(axes: Axes) -> None:
+        for index, (name, (xs, ys)) in enumerate(series.items()):
+            color = (colors or {}).get(name, ROUND_COLORS[index % len(ROUND_COLORS)])
+            window = max(1, len(ys) // 20)
+            if window > 2:
+                axes.plot(xs, ys, color=color, alpha=0.25, linewidth=1)
+            axes.plot(
+                xs,
+                running_mean(ys, window if window > 2 else 1),
+                color=color,
+                label=name,
+                marker="o" if len(xs) <= 12 else "",
+                markersize=3.5,
+            )
+        _finish(axes, x, y, len(series))
+
+    return _svg(draw, size)
+
+
+def bars(series: Series, *, x: str, y: str = "", colors: Mapping[str, str] | None = None, ticks: Mapping[float, str] | None = None) -> str:
+    """Groups of bars side by side, one color a series."""
+
+    def draw(axes: Axes) -> None:
+        width = 0.8 / len(series)
+        for index, (name, (xs, ys)) in enumerate(series.items()):
+            offset = (index - (len(series) - 1) / 2) * width
+            axes.bar(np.asarray(xs) + offset, ys, width * 0.94, color=(colors or {}).get(name), label=name)
+        if ticks:
+            axes.set_xticks(list(ticks), list(ticks.values()))
+        _finish(axes, x, y, len(series))
+
+    return _svg(draw, (4.4, 2.6))
+
+
+def stacked(steps: Sequence[float], parts: Mapping[str, Sequence[float]], *, x: str, y: str, most_bars: int = 60) -> str:
+    """Bars of parts on top of one another; many steps are averaged into at most `most_bars` bars."""
+
+    def draw(axes: Axes) -> None:
+        groups = np.array_split(np.arange(len(steps)), min(len(steps), most_bars))
+        places = [float(np.mean(np.asarray(steps)[group])) for group in groups]
+        width = 0.85 * (places[1] - places[0] if len(places) > 1 else 1)
+        floor = np.zeros(len(groups))
+        for index, (name, values) in enumerate(parts.items()):
+            heights = np.array([np.mean(np.nan_to_num(np.asarray(values, dtype=float))[group]) for group in groups])
+            axes.bar(places, heights, width, bottom=floor, color=ROUND_COLORS[index % len(ROUND_COLORS)], label=name)
+            floor += heights
+        _finish(axes, x, y, len(parts))
+
+    return _svg(draw, (9.2, 2.8))
+
+
+def running_mean(values: Sequence[float], window: int) -> np.ndarray:
+    """Mean of each value and the `window` - 1 before it; missing values are left out. f64 [N]."""
+    known = np.asarray(values, dtype=np.float64)
+    finite = np.isfinite(known)
+    totals = np.cumsum(np.where(finite, known, 0.0))
+    counts = np.cumsum(finite)
+    totals[window:], counts[window:] = totals[window:] - totals[:-window], counts[window:] - counts[:-window]
+    return np.divide(totals, counts, out=np.full(len(known), np.nan), where=counts > 0)
+
+
+def _finish(axes: Axes, x: str, y: str, series: int) -> None:
+    axes.set_xlabel(x)
+    if y:
+        axes.set_ylabel(y)
+    if series > 1:
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=4, borderaxespad=0, handlelength=1.2, columnspacing=1.2)
+
+
+def _svg(draw: Callable[[Axes], None], size: tuple[float, float]) -> str:
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots()
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+        draw(axes)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :].replace(_INK, "currentColor").replace(_RULE, "var(--rule)")
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    return re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1), count=1)

@@ -1,0 +1,233 @@
+"""What is measured about a policy, always on the same held-out dialogues with the same seeds.
+
+    held_out          every dialogue's own rounds: accuracy, preference, diversity and consistency by round
+    rounds_to_intent  a simulated user who goes on until the image shows the whole intent
+    compare           two evaluations, dialogue by dialogue, with 95% intervals
+
+Everything is called through plain callables, so that tests run it without models. Axis letters as in types.py, D dialogues.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from omr_ray.atelier import world
+from omr_ray.dialogue.simulated_user import SimulatedUser, wrong_aspects
+from omr_ray.evaluation import metrics
+from omr_ray.evaluation.metrics import Interval
+from omr_ray.evaluation.results import Comparison, Evaluation, HeldOut, RoundsToIntent, SheetRound, SheetRow, load, save
+from omr_ray.rewards.consistency import consistency_credits
+from omr_ray.rewards.diversity import diversity
+from omr_ray.types import Dialogue, Rollout, UserError
+
+__all__ = [
+    "Comparison",
+    "Evaluation",
+    "HeldOut",
+    "RoundsToIntent",
+    "SheetRound",
+    "SheetRow",
+    "compare",
+    "evaluate",
+    "held_out",
+    "load",
+    "rounds_to_intent",
+    "save",
+]
+
+BOOTSTRAP_SAMPLES, BOOTSTRAP_SEED = 10_000, 0
+
+Preferences = Sequence[Sequence[Sequence[float | None]]]  # [D][R][G]
+
+
+class Generate(Protocol):
+    """One round for N samples: from noise, or by editing `from_latents` noised to `strength`."""
+
+    def __call__(
+        self, prompts: Sequence[str], *, seeds: Sequence[int], from_latents: Any = None, strength: float = 1.0
+    ) -> tuple[np.ndarray, Any]:
+        """Returns images u8 [N H W 3] and final latents [N C H W]."""
+
+
+class Oracle(Protocol):
+    """Says what an image shows. Judges only: no reward is made from it."""
+
+    def read(self, images: np.ndarray) -> list[dict[str, str]]: ...
+
+    def accuracy(self, images: np.ndarray, prompts: Sequence[str]) -> np.ndarray: ...
+
+
+def evaluate(
+    dialogues: Sequence[Dialogue],
+    *,
+    phase: str,
+    weights: str,
+    sample: Callable[[Sequence[Dialogue]], list[Rollout]],
+    preferences: Callable[[list[Rollout]], Preferences],
+    generate: Generate,
+    oracle: Oracle | None,
+    strength: Sequence[float],
+    siblings: int,
+    max_rounds: int,
+    seed: int,
+    contact_sheet: int,
+) -> Evaluation:
+    """Both protocols with one policy. Without an oracle (images nobody can read exactly) accuracy and intent stay empty."""
+    rollouts = sample(dialogues)
+    return Evaluation(
+        phase=phase,
+        weights=weights,
+        seed=seed,
+        held_out=held_out(dialogues, rollouts, preferences(rollouts), oracle.accuracy if oracle else None),
+        intent=rounds_to_intent(generate, oracle.read, dialogues, max_rounds, seed, strength=strength, siblings=siblings)
+        if oracle
+        else None,
+        sheet=tuple(_sheet_row(rollout, oracle) for rollout in rollouts[:contact_sheet]),
+    )
+
+
+def held_out(
+    dialogues: Sequence[Dialogue],
+    rollouts: Sequence[Rollout],
+    preferences: Preferences,
+    accuracy: Callable[[np.ndarray, Sequence[str]], np.ndarray] | None,
+) -> HeldOut:
+    """Figures of dialogues that were never trained on, by round (OMR fig. 5 and 7).
+
+    accuracy: images u8 [N H W 3] and their prompts to f64 [N], NaN where a prompt names nothing that can be judged.
+    """
+    rounds = max(len(dialogue.rounds) for dialogue in dialogues)
+    figures = {name: np.full((len(dialogues), rounds), np.nan) for name in ("accuracy", "preference", "diversity", "consistency")}
+    for d, (rollout, scores) in enumerate(zip(rollouts, preferences, strict=True)):
+        features = np.array([[t.features for t in siblings] for siblings in rollout.trajectories])  # [R G F]
+        cosines = consistency_credits(features)
+        for r, siblings in enumerate(rollout.trajectories):
+            if accuracy is not None:
+                images, prompts = np.stack([t.image for t in siblings]), [t.prompt for t in siblings]
+                figures["accuracy"][d, r] = _mean(accuracy(images, prompts))
+            figures["preference"][d, r] = _mean([np.nan if score is None else score for score in scores[r]])
+            figures["diversity"][d, r] = diversity(features[r])
+            figures["consistency"][d, r] = _mean(cosines[r]) if r else np.nan
+    return HeldOut(dialogues=tuple(dialogue.id for dialogue in dialogues), **figures)
+
+
+def rounds_to_intent(
+    generate: Generate,
+    read: Callable[[np.ndarray], list[dict[str, str]]],
+    dialogues: Sequence[Dialogue],
+    max_rounds: int,
+    seed: int,
+    *,
+    strength: Sequence[float] = (0.6,),
+    siblings: int = 1,
+) -> RoundsToIntent:
+    """Rounds until the image shows the whole intent (OMR table 1, "Round"; TDRI fig. 10).
+
+    Every dialogue is held `siblings` times with different noise. Round 1 starts from noise under the dialogue's first
+    prompt; later rounds edit the last image under a prompt that has grown by what the user found wrong.
+    """
+    users = [SimulatedUser.of(dialogue, world) for dialogue in dialogues for _ in range(siblings)]
+    _refuse_empty_intents(dialogues, users[::siblings])
+    names = [(dialogue.id, sibling) for dialogue in dialogues for sibling in range(siblings)]
+    matches = np.zeros((len(users), max_rounds), dtype=bool)
+    active, latents = list(range(len(users))), None
+    for round_ in range(1, max_rounds + 1):
+        tau = 1.0 if round_ == 1 else strength[min(round_ - 2, len(strength) - 1)]
+        seeds = [_derived(seed, *names[i], round_) for i in active]
+        images, latents = generate([users[i].prompt for i in active], seeds=seeds, from_latents=latents, strength=tau)
+        going_on = []
+        for row, (i, seen) in enumerate(zip(active, read(images), strict=True)):
+            matches[i, round_ - 1] = users[i].satisfied(seen)
+            if not matches[i, round_ - 1]:
+                users[i] = users[i].look(seen, np.random.default_rng(seeds[row]))
+                going_on.append(row)
+        if not going_on:
+            break
+        active, latents = [active[row] for row in going_on], latents[going_on]
+    rounds = metrics.rounds_to_intent(matches).reshape(len(dialogues), siblings)
+    return RoundsToIntent(dialogues=tuple(dialogue.id for dialogue in dialogues), rounds=rounds, max_rounds=max_rounds)
+
+
+def compare(before: Evaluation, after: Evaluation) -> Comparison:
+    """Every figure paired by dialogue. Raises UserError unless both saw the same dialogues with the same seed."""
+    if before.held_out.dialogues != after.held_out.dialogues or before.seed != after.seed:
+        raise UserError("a comparison needs the same held-out dialogues and seed on both sides; evaluate both again with one config")
+    old, new = before.held_out, after.held_out
+    change = None
+    if before.intent is not None and after.intent is not None:
+        ratio = _ratio(before.intent.rounds.mean(axis=1), after.intent.rounds.mean(axis=1))
+        if ratio is not None:
+            change = Interval(value=100 * (ratio.value - 1), low=100 * (ratio.low - 1), high=100 * (ratio.high - 1))
+    by_round = (_gain(old.accuracy[:, r], new.accuracy[:, r]) for r in range(old.accuracy.shape[1]))
+    return Comparison(
+        accuracy_by_round=tuple(interval for interval in by_round if interval is not None),
+        last_round_gain=_gain(last_round(old.accuracy), last_round(new.accuracy)),
+        preference_gain=_gain(over_rounds(old.preference), over_rounds(new.preference)),
+        consistency_gain=_gain(over_rounds(old.consistency), over_rounds(new.consistency)),
+        diversity_ratio=_ratio(over_rounds(old.diversity), over_rounds(new.diversity)),
+        rounds_to_intent_change_percent=change,
+    )
+
+
+def last_round(figures: np.ndarray) -> np.ndarray:
+    """The last known figure of every dialogue: f64 [D R] to [D]."""
+    known = np.isfinite(figures)
+    last = figures.shape[1] - 1 - known[:, ::-1].argmax(axis=1)
+    return figures[np.arange(len(figures)), last]
+
+
+def over_rounds(figures: np.ndarray) -> np.ndarray:
+    """Mean of a dialogue's known figures: f64 [D R] to [D]."""
+    return np.array([_mean(row) for row in figures])
+
+
+def _gain(before: np.ndarray, after: np.ndarray) -> Interval | None:
+    return _known(metrics.paired_bootstrap(before, after, BOOTSTRAP_SAMPLES, BOOTSTRAP_SEED))
+
+
+def _ratio(before: np.ndarray, after: np.ndarray) -> Interval | None:
+    return _known(metrics.paired_ratio(before, after, BOOTSTRAP_SAMPLES, BOOTSTRAP_SEED))
+
+
+def _known(figures: tuple[float, float, float]) -> Interval | None:
+    value, low, high = figures
+    return Interval(value=value, low=low, high=high) if np.isfinite(figures).all() else None
+
+
+def _mean(values: Sequence[float] | np.ndarray) -> float:
+    known = np.asarray(values, dtype=np.float64)
+    known = known[np.isfinite(known)]
+    return float(known.mean()) if known.size else float("nan")
+
+
+def _derived(seed: int, dialogue: str, sibling: int, round_: int) -> int:
+    """A 63-bit seed of one session and round, the same for every policy that is judged."""
+    digest = hashlib.sha256(f"{seed}/{dialogue}/{sibling}/{round_}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _refuse_empty_intents(dialogues: Sequence[Dialogue], users: Sequence[SimulatedUser]) -> None:
+    for dialogue, user in zip(dialogues, users, strict=True):
+        if not user.target:
+            said = f"dialogue {dialogue.id!r}: intent {dialogue.intent!r:.60} names no aspect that can be judged"
+            raise UserError(f"{said}; name some, for example a color")
+
+
+def _sheet_row(rollout: Rollout, oracle: Oracle | None) -> SheetRow:
+    images = [siblings[0].image for siblings in rollout.trajectories]
+    readings = oracle.read(np.stack(images)) if oracle else [None] * len(images)
+    rounds = (
+        SheetRound(
+            utterance=round_.utterance,
+            prompt=round_.prompt,
+            image=image,
+            target=round_.target,
+            wrong=None if seen is None else wrong_aspects(world.parse(round_.prompt), seen),
+        )
+        for round_, image, seen in zip(rollout.dialogue.rounds, images, readings, strict=True)
+    )
+    return SheetRow(dialogue=rollout.dialogue.id, intent=rollout.dialogue.intent, rounds=tuple(rounds))

@@ -1,0 +1,192 @@
+"""The learner as Ray sees it: one actor a rank, and the group that starts, calls and, after a death, rebuilds them."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.util import remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from omr_ray.config import RunConfig
+from omr_ray.types import Batch, LearnerState, RoundPairs, Update, UserError
+from omr_ray.workers.placement import learner_group, resources
+from omr_ray.workers.supervisor import FAULTS_OF_A_MACHINE, WorkersFailed
+
+log = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+
+class LearnerWorker:
+    """One rank. It never restarts alone: a rank that died leaves the others in a collective that cannot finish."""
+
+    def __init__(self, config: RunConfig, rank: int) -> None:
+        self._config, self._rank = config, rank
+
+    def node(self) -> str:
+        return ray.get_runtime_context().get_node_id()
+
+    def address(self) -> tuple[str, int]:
+        """Where the ranks meet: this node, a port that is free now."""
+        with socket.socket() as listener:
+            listener.bind(("", 0))
+            return ray.util.get_node_ip_address(), listener.getsockname()[1]
+
+    def start(self, address: tuple[str, int], local_rank: int, state: LearnerState | None) -> LearnerState | None:
+        """Join the group and load everything; returns the state to begin with (rank 0)."""
+        from omr_ray.workers.learner_engine import join_group  # torch and DeepSpeed stay out of the driver
+        from omr_ray.workers.learner_step import LearnerRank
+        from omr_ray.workers.loading import device_for
+
+        workers = self._config.workers
+        device = device_for(workers.learner, "learner")
+        join_group(
+            rank=self._rank,
+            world_size=self._config.learner.ranks,
+            local_rank=local_rank,
+            address=address[0],
+            port=address[1],
+            device=device,
+            timeout_s=workers.timeout_s,
+        )
+        self._learner = LearnerRank(self._config, state, device)
+        return self._on_rank_0(self._learner.state())
+
+    def step(self, batch: Batch, pairs: RoundPairs | None, step: int) -> tuple[dict[str, float], LearnerState | None]:
+        """One training step: metrics, and the state after it (rank 0)."""
+        metrics = self._learner.step(batch, pairs, step)
+        return metrics, self._on_rank_0(self._learner.state())
+
+    def _on_rank_0(self, state: LearnerState) -> LearnerState | None:
+        return state if self._rank == 0 else None
+
+
+LearnerActor: Any = ray.remote(max_restarts=0, max_task_retries=0)(LearnerWorker)
+
+
+class LearnerGroup:
+    """`config.learner.ranks` actors in one placement group, driven as one learner.
+
+    The state after each finished step is kept here (an adapter and its two moments: megabytes). When a rank dies or a
+    call passes its limit, the whole group is torn down, rebuilt from that state, and the step is done again: a step is
+    a function of state, batch and step number, so nothing shows. `workers.max_attempts` limits the tries of one call.
+    """
+
+    def __init__(self, config: RunConfig, state: LearnerState | None = None) -> None:
+        self.config = config
+        self.restarts = 0
+        self._state = state
+        self._ranks: list[Any] = []
+        self._placement = learner_group(config)
+        self._attempts("the learner's start", lambda: None)
+
+    @classmethod
+    def start(cls, config: RunConfig, state: LearnerState | None = None) -> LearnerGroup:
+        """A group that holds `state`, or a fresh adapter. Raises UserError where the cluster has no room for it."""
+        return cls(config, state)
+
+    def step(self, batch: Batch, pairs: RoundPairs | None, step: int) -> Update:
+        """One training step (numbered from 1) on all ranks: new weights, and metrics."""
+        shared = (ray.put(batch), ray.put(pairs), step)
+        limit = self.config.workers.timeout_s
+        results = self._attempts(f"learner step {step}", lambda: self._call("step", [shared] * len(self._ranks), limit))
+        metrics, state = results[0]
+        self._state = state
+        return Update(policy_version=state.policy_version, weights=state.weights, metrics=metrics)
+
+    def state(self) -> LearnerState:
+        """The state after the last finished step, or the one the group started with."""
+        assert self._state is not None
+        return self._state
+
+    def close(self) -> None:
+        """End the actors and give their resources back."""
+        self._tear_down()
+        if self._placement is not None:
+            remove_placement_group(self._placement)
+            self._placement = None
+
+    # -- building ------------------------------------------------------------------------------------------------------
+
+    def _build(self) -> None:
+        """Start every rank on the state that is held."""
+        limit = self.config.workers.start_timeout_s
+        self._ranks = [self._rank(rank) for rank in range(self.config.learner.ranks)]
+        nodes = self._call("node", [()] * len(self._ranks), limit)
+        address = _gather([self._ranks[0].address.remote()], limit)[0]
+        # Ray shows an actor its own GPU only, which then is device 0; without GPUs it is the rank's place on its node.
+        places = [0] * len(nodes) if self.config.workers.learner.num_gpus else _places(nodes)
+        state = ray.put(self._state)
+        self._state = self._call("start", [(address, place, state) for place in places], limit)[0]
+
+    def _rank(self, rank: int) -> Any:
+        wanted = resources(self.config.workers.learner)
+        options: dict[str, Any] = {"num_cpus": wanted.get("CPU", 0), "num_gpus": wanted.get("GPU", 0)}
+        if self._placement is not None:  # else this is a Tune trial, and Ray puts the actor into the trial's group
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self._placement, placement_group_bundle_index=rank)
+        return LearnerActor.options(**options).remote(self.config, rank)
+
+    def _tear_down(self) -> None:
+        for rank in self._ranks:
+            ray.kill(rank)
+        self._ranks = []
+
+    # -- calling -------------------------------------------------------------------------------------------------------
+
+    def _call(self, method: str, arguments: Sequence[tuple], limit: float) -> list[Any]:
+        return _gather([getattr(rank, method).remote(*args) for rank, args in zip(self._ranks, arguments, strict=True)], limit)
+
+    def _attempts(self, what: str, call: Callable[[], Result]) -> Result:
+        """`call` on a group that stands; after a fault of a machine on one that was rebuilt.
+
+        Raises UserError as a rank raised it, WorkersFailed after `max_attempts`, and a programming error at once.
+        """
+        limit = self.config.workers.max_attempts
+        for attempt in range(1, limit + 1):
+            try:
+                if not self._ranks:
+                    self._build()
+                return call()
+            except RayError as error:
+                self._tear_down()
+                if isinstance(error, RayTaskError) and not isinstance(error.cause, FAULTS_OF_A_MACHINE):
+                    self.close()
+                    raise (error.cause if isinstance(error.cause, UserError) else error) from None
+                fault = error
+                self.restarts += 1
+                log.warning("%s: attempt %d of %d failed, the group is rebuilt: %s", what, attempt, limit, _summary(error))
+        self.close()
+        raise WorkersFailed(f"{what} failed {limit} times (workers.max_attempts), the last time with {_summary(fault)}") from fault
+
+
+def _gather(references: Sequence[Any], limit: float) -> list[Any]:
+    """All results within `limit` seconds. The first error is raised as it comes: other ranks may wait for the dead one."""
+    deadline, pending = time.monotonic() + limit, list(references)
+    while pending:
+        ready, pending = ray.wait(pending, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
+        if not ready:
+            raise GetTimeoutError(f"no answer within {limit:.0f} s")
+        ray.get(ready)
+    return ray.get(list(references))
+
+
+def _places(nodes: Sequence[str]) -> list[int]:
+    """For each rank, how many ranks before it are on the same node."""
+    seen: Counter[str] = Counter()
+    places = []
+    for node in nodes:
+        places.append(seen[node])
+        seen[node] += 1
+    return places
+
+
+def _summary(error: Exception) -> str:
+    """The last line of an error: Ray's messages carry a whole traceback."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1].strip() if lines else ''}"

@@ -1,0 +1,100 @@
+"""What every actor asks Ray for, and where Ray is asked to put it.
+
+    rollout, reward   one actor each, spread over the nodes that carry the label pool=rollout or pool=reward
+    learner           one placement group, packed onto few nodes (they talk all the time), label pool=learner
+
+A label is a wish: where no node carries it, any node with enough resources will do. Inside a Ray Tune trial the
+trial's own placement group holds `bundles(config)` already, and a second group would reserve everything twice:
+there the actors go into the trial's group, without labels.
+
+The first three functions need no Ray; `omr-ray plan` prints their numbers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from omr_ray.config import Actors, RunConfig
+from omr_ray.types import UserError
+
+if TYPE_CHECKING:
+    from ray.util.placement_group import PlacementGroup
+
+Resources = dict[str, float]
+Pool = Literal["rollout", "reward", "learner"]
+
+
+def resources(actors: Actors) -> Resources:
+    """What one actor reserves, in Ray's names: {"CPU": 1.0, "GPU": 0.5}. Zeros are left out, as a bundle must."""
+    return {name: amount for name, amount in (("CPU", actors.num_cpus), ("GPU", actors.num_gpus)) if amount > 0}
+
+
+def learner_bundles(config: RunConfig) -> list[Resources]:
+    """One bundle a learner rank. A bundle may not be empty, so a rank that reserves nothing gets a sliver of a CPU."""
+    return [resources(config.workers.learner) or {"CPU": 0.001} for _ in range(config.learner.ranks)]
+
+
+def bundles(config: RunConfig) -> list[Resources]:
+    """One bundle for every actor of a run: learner ranks, then rollout workers, then reward workers.
+
+    A Tune trial reserves these behind a first bundle for its own driver.
+    """
+    pools = (config.workers.rollout, config.workers.reward)
+    return learner_bundles(config) + [bundle for actors in pools for _ in range(actors.count) if (bundle := resources(actors))]
+
+
+def actor_options(actors: Actors, pool: Pool) -> dict[str, Any]:
+    """Options of one rollout or reward actor.
+
+    Ray restarts it whenever it dies, so that one lost between two steps is back before the next; a call that was lost
+    is done again by the pool, which counts it, and not by Ray.
+    """
+    options: dict[str, Any] = {
+        "num_cpus": actors.num_cpus,
+        "num_gpus": actors.num_gpus,
+        "max_restarts": -1,
+        "max_task_retries": 0,
+    }
+    if _trial_group() is None:
+        options |= {"scheduling_strategy": "SPREAD", "label_selector": {"pool": pool}, "fallback_strategy": [{"label_selector": {}}]}
+    return options
+
+
+def learner_group(config: RunConfig) -> PlacementGroup | None:
+    """Reserve one bundle a learner rank; None inside a Tune trial, whose group holds them already.
+
+    Raises UserError where the cluster has no room within workers.start_timeout_s.
+    """
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    if _trial_group() is not None:
+        return None
+    wanted, limit = learner_bundles(config), config.workers.start_timeout_s
+    labels = {"bundle_label_selector": [{"pool": "learner"}] * len(wanted)} if _labelled("learner") else {}
+    group = placement_group(wanted, strategy="PACK", **labels)
+    if not group.wait(limit):
+        remove_placement_group(group)
+        raise UserError(
+            f"workers.learner: no room for {len(wanted)} x {wanted[0]} within {limit:g} s (workers.start_timeout_s), {_free()} free; "
+            "lower learner.ranks or workers.*.num_cpus, or add machines"
+        )
+    return group
+
+
+def _trial_group() -> PlacementGroup | None:
+    from ray.util import get_current_placement_group
+
+    return get_current_placement_group()
+
+
+def _labelled(pool: Pool) -> bool:
+    import ray
+
+    return any(node["Alive"] and node.get("Labels", {}).get("pool") == pool for node in ray.nodes())
+
+
+def _free() -> str:
+    import ray
+
+    free = ray.available_resources()
+    return " and ".join(f"{free.get(name, 0.0):g} {name}" for name in ("CPU", "GPU"))

@@ -1,0 +1,174 @@
+"""The controller's sampler and preference scorer: work split over workers, results back in order.
+
+What a sample is depends on its seed, its dialogue and the weights, never on how many workers there are or which of
+them did it: a share is contiguous, its size follows from the amount of work, and the noise of every sample has a
+generator of its own. Batches of different sizes differ by float rounding; equal batches give equal bits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import ray
+
+from omr_ray.config import Actors, RunConfig
+from omr_ray.types import Dialogue, Rollout, Trajectory, Update
+from omr_ray.workers.placement import Pool, actor_options
+from omr_ray.workers.reward import RewardWorker
+from omr_ray.workers.rollout import RolloutWorker
+from omr_ray.workers.supervisor import Call, Supervisor
+
+T = TypeVar("T")
+
+
+class RolloutPool:
+    """Samples dialogues on `workers.rollout.count` actors. Starts them at once, and waits for them at the first call.
+
+    Errors of `sample` and `generate`: those of `Supervisor.run`.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+        self._supervisor = _supervisor("rollout", RolloutWorker, config, config.workers.rollout)
+        self._policy: tuple[int, ray.ObjectRef | None] = (0, None)  # version, weights; one tuple, so that both change together
+        self._images = self._trajectories = self._bytes = 0
+        self._seconds = 0.0
+
+    def load(self, update: Update | None) -> None:
+        """The policy of every later call: one put, whatever the number of workers. None is the untrained one.
+
+        Nothing is sent now. Calls carry the reference, so a worker that was replaced cannot miss an update.
+        """
+        self._policy = (0, None) if update is None else (update.policy_version, ray.put(dict(update.weights)))
+
+    def sample(self, dialogues: Sequence[Dialogue], step: int, seed: int | None = None) -> list[Rollout]:
+        """One rollout a dialogue, in their order. Equal arguments and weights give equal samples; `seed` defaults to the run's."""
+        sampler, (version, weights) = self._config.sampler, self._policy
+        seed = step_seed(self._config.seed if seed is None else seed, step)
+        calls = [
+            Call(method="sample", args=(share, seed, version, weights), what=f"step {step}: {_span([d.id for d in share])}")
+            for share in shares(dialogues, self._config.workers.rollout.count, sampler.batch_size // sampler.siblings)
+        ]
+        rollouts = [rollout for part in self._timed(calls) for rollout in part]
+        trajectories = _samples(rollouts)
+        self._images += len(trajectories)
+        self._trajectories += len(trajectories)
+        self._bytes += sum(t.nbytes for t in trajectories)
+        return rollouts
+
+    def generate(
+        self, prompts: Sequence[str], *, seeds: Sequence[int], from_latents: np.ndarray | None = None, strength: float = 1.0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """One round for N samples: images u8 [N H W 3] and final latents f32 [N C H W].
+
+        From noise, or from `from_latents` f32 [N C H W] noised to `strength`.
+        """
+        rows = shares(range(len(prompts)), self._config.workers.rollout.count, self._config.sampler.batch_size)
+        weights = self._policy[1]
+        calls = [
+            Call(
+                method="generate",
+                args=(
+                    [prompts[i] for i in share],
+                    [int(seeds[i]) for i in share],
+                    None if from_latents is None else np.asarray(from_latents)[share],
+                    strength,
+                    weights,
+                ),
+                what=f"images of {_span([prompts[i] for i in share])}",
+            )
+            for share in rows
+        ]
+        images, latents = zip(*self._timed(calls), strict=True)
+        self._images += len(prompts)
+        return np.concatenate(images), np.concatenate(latents)
+
+    def metrics(self) -> dict[str, float]:
+        """Since the last call: images/s while sampling, bytes a trajectory, retries, replacements, idle share of each worker."""
+        figures = self._supervisor.metrics()
+        if self._images:
+            figures["rollout/images_per_s"] = self._images / self._seconds
+        if self._trajectories:
+            figures["rollout/bytes_per_trajectory"] = self._bytes / self._trajectories
+        self._images = self._trajectories = self._bytes = 0
+        self._seconds = 0.0
+        return figures
+
+    def close(self) -> None:
+        self._supervisor.close()
+
+    def _timed(self, calls: Sequence[Call]) -> list[Any]:
+        start = time.perf_counter()
+        results = self._supervisor.run(calls)
+        self._seconds += time.perf_counter() - start
+        return results
+
+
+class RewardPool:
+    """Scores on `workers.reward.count` actors. Errors as in RolloutPool."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+        self._supervisor = _supervisor("reward", RewardWorker, config, config.workers.reward)
+
+    def preferences(self, rollouts: Sequence[Rollout]) -> list[list[list[float | None]]]:
+        """Preference scores (OMR eq. 8) of all samples, [R][G] a rollout; None where a score is missing."""
+        samples = _samples(rollouts)
+        calls = [
+            Call(
+                method="score",
+                args=(np.stack([t.image for t in share]), [t.prompt for t in share]),
+                what=f"scores of {_span([f'{t.dialogue_id} round {t.round}' for t in share])}",
+            )
+            for share in shares(samples, self._config.workers.reward.count, self._config.rewards.preference.batch_size)
+        ]
+        scores = iter([score for part in self._supervisor.run(calls) for score in part])
+        return [[[next(scores) for _ in siblings] for siblings in rollout.trajectories] for rollout in rollouts]
+
+    def metrics(self) -> dict[str, float]:
+        """Since the last call: retries, replacements, idle share of each worker."""
+        return self._supervisor.metrics()
+
+    def close(self) -> None:
+        self._supervisor.close()
+
+
+def shares(items: Sequence[T], workers: int, largest: int) -> list[list[T]]:
+    """Contiguous shares of nearly equal size: one a worker, and more where a share would exceed `largest`.
+
+    So one share is one batch, it is all that dies with a worker, and a fast worker takes more of them.
+    """
+    count = min(len(items), max(workers, -(-len(items) // max(largest, 1))))
+    return [[items[i] for i in rows] for rows in np.array_split(np.arange(len(items)), count)] if count else []
+
+
+def step_seed(seed: int, step: int) -> int:
+    """A 63-bit seed of one step; neighbouring runs and steps share no noise, as they would with seed + step."""
+    return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _supervisor(pool: Pool, worker: type, config: RunConfig, actors: Actors) -> Supervisor:
+    limits = config.workers
+
+    def start() -> Any:
+        return ray.remote(worker).options(**actor_options(actors, pool)).remote(config)
+
+    return Supervisor(
+        pool,
+        start,
+        count=actors.count,
+        max_attempts=limits.max_attempts,
+        timeout_s=limits.timeout_s,
+        start_timeout_s=limits.start_timeout_s,
+    )
+
+
+def _samples(rollouts: Sequence[Rollout]) -> list[Trajectory]:
+    return [t for rollout in rollouts for siblings in rollout.trajectories for t in siblings]
+
+
+def _span(names: Sequence[str]) -> str:
+    return repr(names[0]) if len(names) == 1 else f"{len(names)} from {names[0]!r} to {names[-1]!r}"

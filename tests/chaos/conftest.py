@@ -1,0 +1,1 @@
+from tests.ray.conftest import local_ray  # noqa: F401

@@ -1,0 +1,27 @@
+import torch
+
+from omr_ray.algorithm.refl import one_step_reward, refl_loss
+
+ALPHAS = torch.tensor([0.96, 0.64, 0.36])
+
+
+def test_algorithm_1_by_hand():
+    # x0 = (1 - 0.8 * w * 1) / 0.6 at w = 0.5 is 1; the image is 2 x0, the reward its mean over pixels: 2
+    weight = torch.tensor(0.5, requires_grad=True)
+    reward = one_step_reward(
+        predict=lambda latents, timesteps, text: weight * latents,
+        decode=lambda x0: 2 * x0,
+        reward=lambda images: images.flatten(1).mean(1),
+        latents=torch.ones(3, 1, 2, 2),
+        timesteps=torch.tensor([2, 2, 2]),
+        text=None,
+        alphas_cumprod=ALPHAS,
+        prediction_type="epsilon",
+    )
+    torch.testing.assert_close(reward, torch.full((3,), 2.0))
+    refl_loss(reward).mean().backward()
+    torch.testing.assert_close(weight.grad, torch.tensor(2 * 0.8 / 0.6))  # descent lowers w, which raises the reward
+
+
+def test_the_loss_of_a_row_is_minus_its_reward():
+    assert refl_loss(torch.tensor([1.0, -2.0])).tolist() == [-1, 2]

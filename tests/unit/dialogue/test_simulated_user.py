@@ -1,0 +1,50 @@
+import numpy as np
+
+from omr_ray.atelier import world
+from omr_ray.dialogue.simulated_user import SimulatedUser, wrong_aspects
+from omr_ray.types import Dialogue, Round
+
+INTENT = {"content": "dress", "color": "blue", "size": "small", "others": "belt"}
+
+
+def user(first="a red dress"):
+    round_ = Round(index=1, utterance="i want a red dress", prompt=first)
+    return SimulatedUser.of(Dialogue(id="d", intent=world.prompt_of(INTENT), rounds=(round_,)), world)
+
+
+def rng():
+    return np.random.default_rng(0)
+
+
+def test_the_user_starts_with_the_dialogue_and_knows_its_intent():
+    assert user().target == INTENT
+    assert user().named == {"content": "dress", "color": "red"}
+    assert user().prompt == "a red dress"
+
+
+def test_satisfied_when_every_wanted_aspect_is_right_whatever_the_rest():
+    assert user().satisfied({**INTENT, "background": "snow"})
+    assert not user().satisfied({**INTENT, "color": "red"})
+
+
+def test_at_most_two_wrong_aspects_are_stated_and_the_prompt_accumulates():
+    seen = {"content": "dress", "color": "red", "size": "large", "others": "none"}
+    after = user().look(seen, rng())
+    wrong = wrong_aspects(INTENT, seen)
+    assert len(wrong) == 3
+    assert world.parse(after.utterance) == {aspect: INTENT[aspect] for aspect in wrong[:2]}
+    assert after.named == {"content": "dress", "color": "red"} | {aspect: INTENT[aspect] for aspect in wrong[:2]}
+    assert world.parse(after.prompt) == after.named
+
+
+def test_what_was_asked_for_and_is_still_wrong_comes_first():
+    seen = {"content": "hat", "color": "red", "size": "large", "others": "none"}
+    after = user().look(seen, rng())
+    assert world.parse(after.utterance)["content"] == "dress"
+    assert after.utterance.startswith("that is still not right")
+
+
+def test_a_first_prompt_that_named_another_value_is_a_new_wish_not_a_repetition():
+    after = user().look({**INTENT, "color": "red"}, rng())
+    assert not after.utterance.startswith("that is still")
+    assert after.named["color"] == "blue"
