@@ -1,0 +1,84 @@
+"""The main job as a process: it ends with a report, repeats bit for bit, and goes on after a SIGKILL."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from omr_ray.diffusion.adapters import load_adapter
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    "steps=4",
+    "dialogues_per_step=2",
+    "dialogues.rounds=2",
+    "sampler.siblings=2",
+    "sampler.steps=4",
+    "sampler.window=[1,4]",
+    "checkpoint.every=1",
+    "evaluation.dialogues=2",
+    "evaluation.siblings=1",
+    "evaluation.max_rounds=2",
+    "evaluation.contact_sheet=1",
+    "noise_loss.weight=1",
+    "noise_loss.pairs_per_step=2",
+]
+
+
+def start(out: Path, *more: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "omr_ray.cli", "train", "configs/atelier.yaml", "--json", "--out", str(out), *SMALL, *more]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_ADDRESS")}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def finish(process: subprocess.Popen) -> dict:
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err
+    return json.loads(out.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing disturbed."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    return out, finish(start(out))
+
+
+@pytest.mark.timeout(900)
+def test_a_run_leaves_everything_a_person_needs(whole):
+    out, result = whole
+    page = Path(result["report"]).read_text()
+    assert page.startswith("<!DOCTYPE html>") and "http://" not in page.replace("http://www.w3.org", "")
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert lines[0]["learner/first_ratio_deviation"] <= 1e-6
+    assert lines[0]["rollout/samples"] == 8 and lines[0]["reward/missing"] == 0
+    assert {"reward/diversity/round_1", "reward/consistency/round_2", "reward/mutual_information/round_2"} <= lines[0].keys()
+    assert set(result["comparison"]["last_round_gain"]) == {"value", "low", "high"}
+    assert load_adapter(out / "adapter").rank == 4
+    assert any((out / "tensorboard").iterdir())
+    assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["step-000003", "step-000004"]
+
+
+@pytest.mark.timeout(900)
+def test_a_run_that_was_killed_and_resumed_logs_the_same_bits(whole, tmp_path):
+    """Also shows that two runs of one seed agree: the steps before the kill are those of another process."""
+    out = tmp_path / "run"
+    process = start(out)
+    deadline = time.monotonic() + 300
+    while not (out / "checkpoints/step-000002").exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)  # the driver; Ray's own processes notice and end
+    process.communicate(timeout=60)
+    assert not (out / "report.html").exists()
+    finish(start(out, "--resume"))
+    assert (out / "metrics.jsonl").read_bytes() == (whole[0] / "metrics.jsonl").read_bytes()
+    assert (out / "adapter/adapter_model.safetensors").read_bytes() == (whole[0] / "adapter/adapter_model.safetensors").read_bytes()
