@@ -208,19 +208,24 @@ class Learner(Config):
 # -- actors and machines -----------------------------------------------------------------------------------------------
 
 
-class Actors(Config):
-    """How many actors of a kind, and what each asks Ray for."""
+class Actor(Config):
+    """What one actor asks Ray for."""
 
-    count: PositiveInt = 1
     num_cpus: NonNegativeFloat = 1
     num_gpus: NonNegativeFloat = 0
     threads: PositiveInt = Field(1, description="torch threads of one actor, on CPU")
 
 
+class Actors(Actor):
+    """How many actors of a kind, and what each asks Ray for."""
+
+    count: PositiveInt = 1
+
+
 class Workers(Config):
     rollout: Actors = Actors()
     reward: Actors = Actors()
-    learner: Actors = Actors()  # count is learner.ranks
+    learner: Actor = Actor()  # their number is learner.ranks
     max_attempts: PositiveInt = Field(3, description="tries of one request before the run stops")
     timeout_s: PositiveFloat = Field(600.0, description="limit of one rollout, scoring or learner call")
     start_timeout_s: PositiveFloat = Field(600.0, description="limit for an actor to load its models")

@@ -97,7 +97,7 @@ def contact_sheet(path: str | Path, *, count: int = 6, rounds: int = 4, seed: in
     for row, dialogue in enumerate(make_dialogues(split, count, rounds=rounds, seed=seed)):
         for column, turn in enumerate(dialogue.rounds):
             x, y = column * cell, row * (cell + text_height)
-            sheet.paste(Image.fromarray(turn.target).resize((cell, cell), Image.Resampling.NEAREST), (x, y))
+            sheet.paste(Image.fromarray(np.asarray(turn.target)).resize((cell, cell), Image.Resampling.NEAREST), (x, y))
             draw.multiline_text((x + 3, y + cell + 2), _wrap(turn.utterance, 34), fill="black", font_size=10, spacing=1)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)

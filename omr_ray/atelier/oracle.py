@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from omr_ray.atelier.render import render
-from omr_ray.atelier.world import ASPECTS, VALUES, parse, random_scene
+from omr_ray.atelier.world import ASPECTS, parse, random_scene
 
 
 class OracleNetwork(nn.Module):
@@ -104,5 +104,6 @@ class Oracle:
         scenes = [random_scene(rng) for _ in range(count)]
         readings = self.read(np.stack([render(scene, rng) for scene in scenes]))
         return {
-            aspect: float(np.mean([seen[aspect] == getattr(scene, aspect) for seen, scene in zip(readings, scenes)])) for aspect in ASPECTS
+            aspect: float(np.mean([seen[aspect] == getattr(scene, aspect) for seen, scene in zip(readings, scenes, strict=True)]))
+            for aspect in ASPECTS
         }

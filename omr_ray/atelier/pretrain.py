@@ -76,13 +76,13 @@ def pretrain(
 
 
 def write_checksums(out: Path) -> None:
-    """`checksums.json`: the sha256 of every model file under `out`, by its relative name."""
-    files = [file for file in sorted(out.rglob("*")) if file.is_file() and not file.relative_to(out).parts[0].startswith(".")]
-    sums = {
-        file.relative_to(out).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in files
-        if file.name != CHECKSUMS
-    }
+    """`checksums.json`: the sha256 of every file under `out` that is not hidden, by its relative name."""
+    sums = {}
+    for file in sorted(path for path in out.rglob("*") if path.is_file() and path.name != CHECKSUMS):
+        name = file.relative_to(out)
+        if not name.parts[0].startswith("."):
+            file.chmod(0o644)  # safetensors writes files that only their owner can read
+            sums[name.as_posix()] = hashlib.sha256(file.read_bytes()).hexdigest()
     write_atomic(out / CHECKSUMS, (json.dumps(sums, indent=2) + "\n").encode())
 
 

@@ -181,8 +181,8 @@ def render(scene: Scene, rng: np.random.Generator, size: int = 64) -> np.ndarray
 
 def _garment_color(color: str, hue_jitter: float) -> tuple[int, int, int]:
     hue, saturation, value = _HUES[color]
-    rgb = colorsys.hsv_to_rgb(((hue + hue_jitter) % 360) / 360, saturation, value)
-    return tuple(round(255 * channel) for channel in rgb)
+    red, green, blue = colorsys.hsv_to_rgb(((hue + hue_jitter) % 360) / 360, saturation, value)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def _cloth(scene: Scene, frame: _Frame, jitter: _Jitter, canvas_size: tuple[int, int]) -> Image.Image:
@@ -203,12 +203,12 @@ def _cloth(scene: Scene, frame: _Frame, jitter: _Jitter, canvas_size: tuple[int,
             draw.polygon([place(-reach, y), place(reach, y), place(reach, y + 3.0), place(-reach, y + 3.0)], fill=mark)
     elif scene.style == "dotted":
         for row, y in enumerate(np.arange(-45.5, 46, 6.5)):
-            for x in np.arange(-36, 37, 8) + 4.0 * (row % 2):
+            for x in np.arange(-36.0, 37, 8) + 4.0 * (row % 2):
                 cx, cy = place(x, y)
                 draw.ellipse([cx - 1.8 * unit, cy - 1.8 * unit, cx + 1.8 * unit, cy + 1.8 * unit], fill=mark)
     elif scene.style == "checked":
-        for row, y in enumerate(np.arange(-45, 46, 5)):
-            for x in np.arange(-40, 41, 10) + 5 * (row % 2):
+        for row, y in enumerate(np.arange(-45.0, 46, 5)):
+            for x in np.arange(-40.0, 41, 10) + 5 * (row % 2):
                 corners = [place(x, y), place(x + 5, y), place(x + 5, y + 5), place(x, y + 5)]
                 draw.polygon(corners, fill=mark)
     if frame.shear:

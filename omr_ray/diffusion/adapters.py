@@ -159,9 +159,7 @@ def _from_kohya(arrays: Mapping[str, np.ndarray], path: Path) -> tuple[dict[str,
         module, _, kind = name.removeprefix(KOHYA_PREFIX).partition(".")
         match = _KOHYA_MODULE.match(module)
         if not match or kind not in ("lora_down.weight", "lora_up.weight", "alpha"):
-            raise UserError(
-                f"{path}: unknown key {name!r}; give LoRA on attention q, k, v, out, in diffusers' block names"
-            )
+            raise UserError(f"{path}: unknown key {name!r}; give LoRA on attention q, k, v, out, in diffusers' block names")
         if kind == "alpha":
             alphas.add(float(value))
             continue

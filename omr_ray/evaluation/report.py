@@ -28,7 +28,20 @@ from omr_ray.tracking import METRICS, TIMINGS, read_metrics
 from omr_ray.types import UserError
 
 PACKAGES = ("torch", "ray", "diffusers", "transformers", "peft", "deepspeed", "numpy")
-TERMS = {"diversity": "Diversity", "consistency": "Consistency", "mutual_information": "Mutual information", "total": "Total reward"}
+TERMS = {"diversity": "Diversity", "consistency": "Consistency", "mutual_information": "Mutual information", "total": "Total, weighted"}
+DIAGNOSTICS = {
+    "kl": "KL to the base",
+    "ratio_mean": "Importance ratio, mean",
+    "clip_fraction": "Clipped share",
+    "grad_norm": "Gradient norm",
+    "policy_loss": "Policy loss",
+    "refl_reward": "Reward (ReFL)",
+    "noise_loss": "Multi-round loss",
+    "first_ratio_deviation": "Ratio off 1 before the update",
+    "dropped_rows": "Rows left out",
+    "skipped_updates": "Updates left out",
+}
+NOT_A_PART = ("seconds/step", "seconds/collate")  # the whole, and what "controller" holds already
 SCHEDULE_ROUNDS = 8  # OMR fig. 3
 
 
@@ -198,13 +211,14 @@ def _reward_plots(steps: Sequence[Mapping[str, Any]]) -> list[Plot]:
 
 
 def _learning_plots(steps: Sequence[Mapping[str, Any]]) -> list[Plot]:
-    """What the learner says about its updates: loss, ratio, clip fraction, KL, gradient norm, whatever it logs."""
-    names = [name for name in _names(steps) if name.startswith("learner/")]
+    """What the learner says about its updates: the usual diagnostics first, then whatever else changes."""
+    names = [name.removeprefix("learner/") for name in _names(steps) if name.startswith("learner/")]
+    known = [name for name in DIAGNOSTICS if name in names]
     found = []
-    for name in names:
-        xs, ys = _series(steps, name)
-        if xs:
-            title = name.removeprefix("learner/").replace("_", " ")
+    for name in known + [name for name in names if name not in known]:
+        xs, ys = _series(steps, f"learner/{name}")
+        if name in known or len(set(ys)) > 1:
+            title = DIAGNOSTICS.get(name, name.replace("_", " "))
             found.append(Plot(title=title, svg=Markup(plots.lines({title: (xs, ys)}, x="step", size=(3.4, 2.0)))))
     return found
 
@@ -220,8 +234,8 @@ def _schedule_plot(schedule: Mapping[str, Any]) -> Plot:
 
 
 def _phase_times(timings: Sequence[Mapping[str, Any]]) -> Plot | None:
-    """Seconds by phase; "seconds/step" is the whole and not a part of it."""
-    parts = [name for name in _names(timings) if name.startswith("seconds/") and name != "seconds/step"]
+    """Seconds by phase; together they are the whole step."""
+    parts = [name for name in _names(timings) if name.startswith("seconds/") and name not in NOT_A_PART]
     if not parts:
         return None
     steps = [line["step"] for line in timings]

@@ -7,7 +7,7 @@ step is. Shapes and bytes are exact; memory is an estimate (see shapes.py). A co
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from omr_ray.atelier import WEIGHTS
@@ -77,6 +77,7 @@ def plan(config: RunConfig) -> Plan:
 
 
 def _shapes(config: RunConfig) -> tuple[DiffusionShape, RewardShape]:
-    path = config.model.path if isinstance(config.model, DiffusersModel) else str(WEIGHTS)
-    reward = config.rewards.preference.path
-    return shape_of(path), reward_shape_of(str(WEIGHTS / "reward_model") if reward == "atelier" else reward)
+    model = shape_of(config.model.path) if isinstance(config.model, DiffusersModel) else replace(shape_of(str(WEIGHTS)), name="atelier")
+    path = config.rewards.preference.path
+    reward = replace(reward_shape_of(str(WEIGHTS / "reward_model")), name="atelier") if path == "atelier" else reward_shape_of(path)
+    return model, reward

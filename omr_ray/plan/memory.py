@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from omr_ray.config import Actors, AtelierModel, RunConfig
+from omr_ray.config import Actor, AtelierModel, RunConfig
 from omr_ray.plan.shapes import DiffusionShape, RewardShape
 from omr_ray.plan.work import StepPlan
 from omr_ray.workers.placement import learner_bundles, resources
@@ -110,7 +110,7 @@ class Memory:
             parts["image gradient"] = decoding + 5 * width * rows * self.reward.forward_elements(self.pixels)
         return self._actor("learner", ranks, self.config.workers.learner, parts)
 
-    def _actor(self, pool: str, count: int, actors: Actors, parts: dict[str, float]) -> ActorPlan:
+    def _actor(self, pool: str, count: int, actors: Actor, parts: dict[str, float]) -> ActorPlan:
         on_gpu = actors.num_gpus > 0
         memory = {name: size / GIB for name, size in parts.items()} | {"process": CUDA_CONTEXT_GIB if on_gpu else PROCESS_GIB}
         return ActorPlan(

@@ -76,6 +76,8 @@ class LearnerGroup:
     The state after each finished step is kept here (an adapter and its two moments: megabytes). When a rank dies or a
     call passes its limit, the whole group is torn down, rebuilt from that state, and the step is done again: a step is
     a function of state, batch and step number, so nothing shows. `workers.max_attempts` limits the tries of one call.
+
+    Starts from `state`, or a fresh adapter. Raises UserError where the cluster has no room for it.
     """
 
     def __init__(self, config: RunConfig, state: LearnerState | None = None) -> None:
@@ -85,11 +87,6 @@ class LearnerGroup:
         self._ranks: list[Any] = []
         self._placement = learner_group(config)
         self._attempts("the learner's start", lambda: None)
-
-    @classmethod
-    def start(cls, config: RunConfig, state: LearnerState | None = None) -> LearnerGroup:
-        """A group that holds `state`, or a fresh adapter. Raises UserError where the cluster has no room for it."""
-        return cls(config, state)
 
     def step(self, batch: Batch, pairs: RoundPairs | None, step: int) -> Update:
         """One training step (numbered from 1) on all ranks: new weights, and metrics."""

@@ -76,7 +76,7 @@ def deepspeed_config(learner: Learner, trainable: int) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"learner.deepspeed {file}: not readable as JSON: {error}; give a DeepSpeed config file") from None
     if not isinstance(theirs, dict) or not isinstance(theirs.get("zero_optimization", {}), dict):
-        raise UserError(f"learner.deepspeed {file}: must hold a JSON object (and zero_optimization another); see configs/deepspeed")
+        raise UserError(f"learner.deepspeed {file}: must hold a JSON object, and so must zero_optimization; mend the file")
     taken = [key for key in OURS if key in theirs] + (["zero_optimization.stage"] if "stage" in theirs.get("zero_optimization", {}) else [])
     if taken:
         raise UserError(f"learner.deepspeed {file}: {', '.join(taken)} follow from the run's own config; remove them from the file")

@@ -1,24 +1,32 @@
-"""From a config to loaded models: the one place that knows where "atelier" lies and what a worker may load onto."""
+"""From a config to loaded models: the one place that knows where "atelier" lies and what a worker may load onto.
+
+The libraries are imported where they are used: a reward worker needs no diffusers, a rollout worker no Qwen-VL, and
+the driver, which only starts them, neither. Each costs seconds of every start.
+"""
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
 from omr_ray.atelier import WEIGHTS
-from omr_ray.config import Actors, AtelierModel, DiffusersModel, Lora, PreferenceModel, Sampler
-from omr_ray.diffusion.policy import Policy
-from omr_ray.diffusion.sampler import MultiRoundSampler
+from omr_ray.config import Actor, AtelierModel, DiffusersModel, Lora, PreferenceModel, Sampler
 from omr_ray.types import UserError
-from omr_ray.vlm.reward_model import RewardModel
+
+if TYPE_CHECKING:
+    from omr_ray.diffusion.policy import Policy
+    from omr_ray.diffusion.sampler import MultiRoundSampler
+    from omr_ray.vlm.reward_model import RewardModel
 
 
-def device_for(actors: Actors, pool: str) -> str:
-    """ "cuda" for an actor that reserves a share of a GPU, "cpu" for one that does not.
+def device_for(actors: Actor, pool: str) -> str:
+    """The torch device of an actor: "cuda" where it reserves a share of a GPU, "cpu" where it does not.
 
     Raises UserError where a GPU is reserved and torch sees none: computing on the CPU instead would look like a hang.
     """
     if actors.num_gpus == 0:
         return "cpu"
+    import torch
+
     if not torch.cuda.is_available():
         raise UserError(
             f"workers.{pool}.num_gpus is {actors.num_gpus:g}, but torch {torch.__version__} sees no GPU on this node; "
@@ -34,17 +42,24 @@ def model_path(model: AtelierModel | DiffusersModel) -> str:
 
 def policy_from(model: AtelierModel | DiffusersModel, lora: Lora, device: str = "cpu", threads: int | None = None) -> Policy:
     """The policy with a fresh adapter; two processes that call this with equal arguments hold equal weights."""
+    from omr_ray.diffusion.policy import Policy
+
     _set_threads(threads)
     options = model.model_dump(exclude={"kind", "path"})
     return Policy.from_pretrained(model_path(model), device=device, **lora.model_dump(), **options)
 
 
 def sampler_from(policy: Policy, sampler: Sampler) -> MultiRoundSampler:
+    """Multi-round sampling with `policy`."""
+    from omr_ray.diffusion.sampler import MultiRoundSampler
+
     return MultiRoundSampler(policy, **sampler.model_dump())
 
 
 def reward_model_from(preference: PreferenceModel, device: str = "cpu", threads: int | None = None) -> RewardModel:
     """The frozen preference model."""
+    from omr_ray.vlm.reward_model import RewardModel
+
     _set_threads(threads)
     path = str(WEIGHTS / "reward_model") if preference.path == "atelier" else preference.path
     return RewardModel.from_pretrained(path, dtype=preference.dtype, device=device)
@@ -52,5 +67,7 @@ def reward_model_from(preference: PreferenceModel, device: str = "cpu", threads:
 
 def _set_threads(threads: int | None) -> None:
     """None leaves torch as it is: a process that loads two models sets its threads once."""
+    import torch
+
     if threads is not None:
         torch.set_num_threads(threads)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from omr_ray.config import Actors, RunConfig
+from omr_ray.config import Actor, RunConfig
 from omr_ray.types import UserError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ Resources = dict[str, float]
 Pool = Literal["rollout", "reward", "learner"]
 
 
-def resources(actors: Actors) -> Resources:
+def resources(actors: Actor) -> Resources:
     """What one actor reserves, in Ray's names: {"CPU": 1.0, "GPU": 0.5}. Zeros are left out, as a bundle must."""
     return {name: amount for name, amount in (("CPU", actors.num_cpus), ("GPU", actors.num_gpus)) if amount > 0}
 
@@ -43,7 +43,7 @@ def bundles(config: RunConfig) -> list[Resources]:
     return learner_bundles(config) + [bundle for actors in pools for _ in range(actors.count) if (bundle := resources(actors))]
 
 
-def actor_options(actors: Actors, pool: Pool) -> dict[str, Any]:
+def actor_options(actors: Actor, pool: Pool) -> dict[str, Any]:
     """Options of one rollout or reward actor.
 
     Ray restarts it whenever it dies, so that one lost between two steps is back before the next; a call that was lost

@@ -6,12 +6,15 @@ import math
 import time
 from collections.abc import Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from omr_ray.config import RunConfig
-from omr_ray.vlm.reward_model import RewardModel
 from omr_ray.workers.loading import device_for, reward_model_from
+
+if TYPE_CHECKING:
+    from omr_ray.vlm.reward_model import RewardModel
 
 
 class RewardWorker:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from omr_ray.config import RunConfig
-from omr_ray.diffusion.sampler import MultiRoundSampler
 from omr_ray.types import Dialogue, Rollout
 from omr_ray.workers.loading import device_for, policy_from, sampler_from
+
+if TYPE_CHECKING:
+    from omr_ray.diffusion.sampler import MultiRoundSampler
 
 Weights = Mapping[str, np.ndarray]
 Timings = dict[str, float]

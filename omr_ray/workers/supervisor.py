@@ -102,7 +102,11 @@ class Supervisor:
         now = time.monotonic()
         span = max(now - self._measured_since, 1e-9)
         up = [worker for worker in self._workers if not worker.lost and (worker.ref is None or worker.job is not None)]
-        figures: dict[str, float] = {f"{self._name}/retries": self._retries, f"{self._name}/replacements": self._replacements, f"{self._name}/up": len(up)}
+        figures: dict[str, float] = {
+            f"{self._name}/retries": self._retries,
+            f"{self._name}/replacements": self._replacements,
+            f"{self._name}/up": len(up),
+        }
         for worker in self._workers:
             figures[f"{self._name}/idle_share/{worker.index}"] = min(max(1 - worker.busy / span, 0.0), 1.0)
             worker.busy = 0.0

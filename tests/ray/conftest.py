@@ -16,6 +16,8 @@ def local_ray(tmp_path_factory):
     patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)  # workers without compiled modules start in twice the time
     patch.delenv("RAY_ADDRESS", raising=False)
+    patch.setenv("RAY_raylet_start_wait_time_s", "300")  # a busy machine starts Ray slowly, and
+    patch.setenv("RAY_worker_niceness", "0")  # starves workers that are nicer than the rest
     ray.init(num_cpus=6, object_store_memory=150 * 2**20, log_to_driver=False, include_dashboard=False)
     yield
     ray.shutdown()

@@ -11,6 +11,8 @@ from omr_ray.workers.pool import RewardPool
 from omr_ray.workers.reward import RewardWorker
 from tests.tiny_qwen import make_tiny_qwen
 
+pytestmark = pytest.mark.timeout(900)  # a busy machine loads models slowly
+
 NONE = np.zeros(0, np.float32)
 
 
@@ -24,13 +26,15 @@ def config(model, workers=1, batch_size=4) -> RunConfig:
         {
             "name": "t",
             "rewards": {"preference": {"path": model, "batch_size": batch_size}},
-            "workers": {"reward": {"count": workers, "num_cpus": 0.5}, "timeout_s": 120, "start_timeout_s": 120},
+            "workers": {"reward": {"count": workers, "num_cpus": 0.5}, "timeout_s": 240, "start_timeout_s": 240},
         }
     )
 
 
 def rollout(name: str, rounds: int, siblings: int, rng: np.random.Generator) -> Rollout:
-    dialogue = Dialogue(id=name, intent="x", rounds=tuple(Round(index=r, utterance="u", prompt=f"{r} {name}") for r in range(1, rounds + 1)))
+    dialogue = Dialogue(
+        id=name, intent="x", rounds=tuple(Round(index=r, utterance="u", prompt=f"{r} {name}") for r in range(1, rounds + 1))
+    )
 
     def trajectory(round_: int, sibling: int) -> Trajectory:
         return Trajectory(

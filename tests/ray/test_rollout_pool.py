@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 
 from omr_ray.config import RunConfig
-from omr_ray.types import Dialogue, Round, Rollout, Update, UserError
+from omr_ray.types import Dialogue, Rollout, Round, Update, UserError
 from omr_ray.workers.loading import policy_from, sampler_from
 from omr_ray.workers.pool import RolloutPool, step_seed
 from tests.tiny import make_tiny_sd
+
+pytestmark = pytest.mark.timeout(900)  # a busy machine loads models slowly
 
 
 @pytest.fixture(scope="module")
@@ -21,14 +23,16 @@ def config(model, workers=1, batch_size=4) -> RunConfig:
             "name": "t",
             "model": {"kind": "diffusers", "path": model, "dtype": "float32", "channels_last": False},
             "sampler": {"steps": 4, "siblings": 2, "window": [1, 4], "train_steps_per_round": 2, "batch_size": batch_size},
-            "workers": {"rollout": {"count": workers, "num_cpus": 0.5}, "timeout_s": 120, "start_timeout_s": 120},
+            "workers": {"rollout": {"count": workers, "num_cpus": 0.5}, "timeout_s": 240, "start_timeout_s": 240},
         }
     )
 
 
 def dialogues(count: int) -> list[Dialogue]:
     return [
-        Dialogue(id=f"d{i}", intent="x", rounds=tuple(Round(index=r, utterance="u", prompt=f"{r} coat {i}") for r in range(1, 2 + i % 2 + 1)))
+        Dialogue(
+            id=f"d{i}", intent="x", rounds=tuple(Round(index=r, utterance="u", prompt=f"{r} coat {i}") for r in range(1, 2 + i % 2 + 1))
+        )
         for i in range(count)
     ]
 

@@ -43,7 +43,7 @@ class Budget:
 
     def ema_rate(self, step: int) -> float:
         """Decay of the moving average; shorter at first, so that it forgets the start."""
-        return min(self.ema_decay, (1 + step) / (10 + step))
+        return min(self.ema_decay or 0.0, (1 + step) / (10 + step))
 
 
 def generators(seed: int, step: int) -> tuple[np.random.Generator, torch.Generator]:

@@ -1,6 +1,7 @@
 """Stage 2: the oracle, from renders only, blurred and noised a little so that it does not lean on crisp pixels."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,8 @@ def train_oracle(out: Path, work: Path, *, budget: Budget, seed: int, device: to
     torch.manual_seed(seed)
     images, scenes = make_renders(RENDERS, seed + 2, work)
     labels = torch.tensor([labels_of(scene) for scene in scenes])
-    network = OracleNetwork(VALUES).to(device, memory_format=torch.channels_last)
+    network: Any = OracleNetwork(VALUES)
+    network.to(device, memory_format=torch.channels_last)
     trainer = Trainer("oracle", {"network": network}, budget, work=work, log=out / "logs" / "oracle.jsonl")
 
     def loss_at(numbers, noise):

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from omr_ray.atelier.stages.policy import random_prompt
-from omr_ray.atelier.world import ASPECTS, VALUES, Scene, parse
+from omr_ray.atelier.world import ASPECTS, VALUES, Scene, phrase, prompt_of, random_part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +49,8 @@ class PairMaker:
     def draw(self, rng: np.random.Generator) -> Pair:
         while True:
             chosen = int(rng.integers(len(self.scenes)))
-            prompt = random_prompt(self.scenes[chosen], rng)
-            if not (named := parse(prompt)):
-                continue
+            named = random_part(self.scenes[chosen], rng)
+            prompt = prompt_of(named) if rng.random() < 0.5 else phrase(named, rng)
             count = 1 if rng.random() < 0.6 else int(rng.integers(1, len(named) + 1))
             for _ in range(8):  # not every scene is in the collection
                 scene, changed = changed_scene(self.scenes[chosen], named, count, rng)

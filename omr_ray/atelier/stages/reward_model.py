@@ -9,17 +9,18 @@ The last three say where the eye has to look, which a single bit a pair would ta
 import copy
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
 from torch import nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from omr_ray.algorithm.preference import preference_loss
 from omr_ray.atelier.render import render
+from omr_ray.atelier.stages.autoencoder import load_autoencoder
 from omr_ray.atelier.stages.loop import Budget, Trainer
 from omr_ray.atelier.stages.pairs import Pair, PairMaker, other_value
 from omr_ray.atelier.stages.policy import RENDERS, encode_renders
@@ -36,7 +37,7 @@ PIXELS = 64 * 64
 
 def build_reward_model(tokenizer: Qwen2Tokenizer) -> RewardModel:
     """The untrained model: 8-pixel patches merged 2x2, so 16 image tokens for 64x64 pixels."""
-    ids = tokenizer.convert_tokens_to_ids
+    ids: Any = tokenizer.convert_tokens_to_ids
     width = 128
     config = Qwen2_5_VLConfig(
         text_config={
@@ -128,7 +129,7 @@ def blur_some(images: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
 
 
 @torch.no_grad()
-def reconstruct(vae: AutoencoderKL, latents: torch.Tensor, device: torch.device) -> torch.Tensor:
+def reconstruct(vae: Any, latents: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Scaled latents as u8 [N 3 64 64] pictures."""
     parts = [vae.decode(part.to(device) / vae.config.scaling_factor).sample.cpu() for part in latents.split(64)]
     return ((torch.cat(parts) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
@@ -138,7 +139,7 @@ def train_reward_model(out: Path, work: Path, *, budget: Budget, seed: int, devi
     """Train, save to `out/reward_model`; returns seconds and the accuracy on fresh pairs, by the one aspect changed."""
     torch.manual_seed(seed)
     images, scenes = make_renders(RENDERS, seed, work)
-    vae = AutoencoderKL.from_pretrained(out / "vae", torch_dtype=torch.float32).to(device)
+    vae = load_autoencoder(out, device)
     latents = encode_renders(vae, images, work / f"latents-{seed}.safetensors", device)
     rebuilt = reconstruct(vae, latents[:RECONSTRUCTED], device)
     labels, pairs = torch.tensor([labels_of(scene) for scene in scenes]), PairMaker(scenes)
@@ -165,9 +166,7 @@ def train_reward_model(out: Path, work: Path, *, budget: Budget, seed: int, devi
     return {"seconds": seconds} | pairwise_accuracy(RewardModel.from_pretrained(out / "reward_model", device=str(device)), vae, device)
 
 
-def pairwise_accuracy(
-    model: RewardModel, vae: AutoencoderKL, device: torch.device, *, count: int = 200, seed: int = 40_000
-) -> dict[str, float]:
+def pairwise_accuracy(model: RewardModel, vae: Any, device: torch.device, *, count: int = 200, seed: int = 40_000) -> dict[str, float]:
     """Share of fresh pairs in which the fitting image scores higher, for each aspect as the one thing wrong.
 
     `pairs_*` are renders, `rebuilt_mean` the same pairs as the autoencoder gives them back.

@@ -7,6 +7,7 @@ vision tokens. Both hold all 256 bytes, so any text can be encoded, only less co
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -45,16 +46,16 @@ def world_text(seed: int, count: int = 4000) -> Iterator[str]:
     yield from [_TALK] * 20
 
 
-def _train_bpe(like: Tokenizer, text: Iterator[str], vocab_size: int, suffix: str) -> tuple[list[str], list[list[str]]]:
+def _train_bpe(like: Tokenizer, text: Iterator[str], vocab_size: int, suffix: str) -> tuple[list[str], list[Any]]:
     """The alphabet and merges learnt from text that is normalised and split as `like` does."""
-    mark = {"end_of_word_suffix": suffix} if suffix else {}
+    mark: dict[str, Any] = {"end_of_word_suffix": suffix} if suffix else {}
     learner = Tokenizer(models.BPE(**mark))
     learner.normalizer, learner.pre_tokenizer = like.normalizer, like.pre_tokenizer
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False, **mark)
     learner.train_from_iterator(text, trainer)
     merges = json.loads(learner.to_str())["model"]["merges"]
-    return alphabet, [list(merge) for merge in merges]
+    return alphabet, [tuple(merge) for merge in merges]
 
 
 def save_tokenizer(tokenizer: CLIPTokenizer | Qwen2Tokenizer, directory: Path) -> None:
@@ -71,7 +72,7 @@ def make_clip_tokenizer(directory: Path, seed: int) -> CLIPTokenizer:
     tokens = [*alphabet, *(f"{byte}</w>" for byte in alphabet), *("".join(merge) for merge in merges)]
     tokens = list(dict.fromkeys(tokens)) + ["<|startoftext|>", "<|endoftext|>"]
     vocab = {token: i for i, token in enumerate(tokens)}
-    tokenizer = CLIPTokenizer(vocab, [tuple(merge) for merge in merges], model_max_length=PROMPT_TOKENS)
+    tokenizer = CLIPTokenizer(vocab, merges, model_max_length=PROMPT_TOKENS)
     save_tokenizer(tokenizer, directory)
     return tokenizer
 
@@ -83,7 +84,7 @@ def make_qwen_tokenizer(directory: Path, seed: int) -> Qwen2Tokenizer:
     vocab = {token: i for i, token in enumerate([*tokens, *QWEN_TOKENS])}
     tokenizer = Qwen2Tokenizer(
         vocab,
-        [tuple(merge) for merge in merges],
+        merges,
         eos_token="<|im_end|>",
         additional_special_tokens=list(QWEN_TOKENS[1:]),
         model_max_length=1024,

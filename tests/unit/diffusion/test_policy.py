@@ -1,3 +1,5 @@
+from functools import partialmethod
+
 import numpy as np
 import pytest
 import torch
@@ -139,6 +141,20 @@ def test_cached_text_can_be_used_under_a_gradient(sd):
     sd.network.zero_grad(set_to_none=True)
 
 
+def test_a_reference_pass_before_backward_leaves_the_gradient_alone(sd):
+    latents, timesteps, text = inputs(sd)
+
+    def gradients(reference):
+        output = sd.predict(latents, timesteps, text)
+        if reference:
+            with torch.no_grad(), sd.adapter_off():
+                sd.predict(latents, timesteps, text)
+        return torch.autograd.grad(output.square().mean(), list(sd.lora_parameters().values()))
+
+    for plain, after_reference in zip(gradients(False), gradients(True), strict=True):
+        assert plain.abs().max() > 0 and torch.equal(plain, after_reference)
+
+
 def test_images_go_both_ways(sd):
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
     latents = sd.encode_images(images)
@@ -201,3 +217,51 @@ def test_the_schedule_follows_the_models_scheduler(sd):
     scheduler.set_timesteps(7)
     assert sd.schedule(7)[0].tolist() == scheduler.timesteps.tolist() and sd.prediction_type == "epsilon"
     assert torch.equal(sd.alphas_cumprod, scheduler.alphas_cumprod)
+
+
+@torch.no_grad()
+def test_a_wrapper_around_the_unet_is_what_predict_calls(sd, monkeypatch):
+    """A learner puts its DeepSpeed engine there; reference passes and features still reach the network below."""
+
+    class Engine(torch.nn.Module):
+        calls = 0
+
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+
+        def forward(self, **inputs):
+            self.calls += 1
+            return self.module(**inputs)
+
+    latents, timesteps, text = inputs(sd)
+    expected, feature = sd.predict(latents, timesteps, text), features(sd, latents)
+    with sd.adapter_off():
+        reference = sd.predict(latents, timesteps, text)
+    engine = Engine(sd.network)
+    monkeypatch.setattr(sd, "unet", engine)
+    assert torch.equal(sd.predict(latents, timesteps, text), expected) and engine.calls == 1
+    with sd.adapter_off():
+        assert torch.equal(sd.predict(latents, timesteps, text), reference)
+    assert torch.equal(features(sd, latents), feature)
+    assert "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight" in sd.lora_parameters()
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_compiled_is_the_same_policy(sd, monkeypatch):
+    """Captured graphs with the adapter on, off and on again; features see the last convolution all the same.
+
+    The graphs run as captured: generating code for them takes minutes and says nothing about the adapter.
+    """
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="eager"))
+    compiled = Policy.from_pretrained(sd.path, compile=True)
+    compiled.load_lora(sd.lora_weights())
+    latents, timesteps, text = inputs(sd)
+    for _ in range(2):
+        torch.testing.assert_close(compiled.predict(latents, timesteps, text), sd.predict(latents, timesteps, text), rtol=1e-4, atol=1e-5)
+        with sd.adapter_off(), compiled.adapter_off():
+            torch.testing.assert_close(
+                compiled.predict(latents, timesteps, text), sd.predict(latents, timesteps, text), rtol=1e-4, atol=1e-5
+            )
+        torch.testing.assert_close(features(compiled, latents), features(sd, latents))

@@ -95,7 +95,7 @@ def test_steps_are_a_chain_and_later_rounds_start_from_the_last_latent(sd):
         mean, sigma, _ = sd.step(
             torch.tensor(second.latents[:1]), torch.tensor([401]), torch.tensor([201]), text, eta=1.0, guidance_scale=2.0
         )
-    np.testing.assert_allclose(second.next_latents[0], (mean[0] + sigma[0] * noise[1]).numpy(), atol=1e-5)
+    np.testing.assert_allclose(second.next_latents[0], mean[0].numpy() + sigma[0].item() * noise[1], atol=1e-5)
     np.testing.assert_allclose(features(sd, torch.tensor(third.next_latents[-1:]))[0], third.features, atol=1e-5)
     np.testing.assert_array_equal(sd.render(torch.tensor(third.next_latents[-1:]))[0], third.image)
 
