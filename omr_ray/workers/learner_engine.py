@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -39,6 +40,7 @@ def join_group(*, rank: int, world_size: int, local_rank: int, address: str, por
     import deepspeed.ops
 
     deepspeed.utils.logger.setLevel("WARNING")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's, at every collective
     # The shared-memory all-reduce only serves CPU inference, is compiled for a minute at its first use, and leaves files
     # in /dev/shm behind when a rank is killed. Without it DeepSpeed takes gloo, and no compiler is needed.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

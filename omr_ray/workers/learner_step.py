@@ -40,17 +40,13 @@ class LearnerRank:
             if isinstance(config.algorithm, Ppo)
             else reward_model_from(config.rewards.preference, device, config.workers.learner.threads).score_tensor
         )
-        parameters = self.policy.lora_parameters()
-        for parameter in self.policy.network.parameters():
-            parameter.requires_grad_(False)
-        for parameter in parameters.values():
-            parameter.requires_grad_(True)
-        self.engine = AdapterEngine(Objective(self.policy, config, score), parameters, config.learner)
+        self.engine = AdapterEngine(Objective(self.policy, config, score), self.policy.lora_parameters(), config.learner)
         if state is not None and state.optimizer:
             self.engine.load_moments(state.optimizer)
         self.version = 0 if state is None else state.policy_version
         self.weights = self.engine.weights()
-        self.ema = self._first_ema() if state is None or not state.ema else dict(state.ema)
+        kept = state.ema if state is not None and state.ema else self.weights
+        self.ema = dict(kept) if config.learner.ema_decay > 0 else {}
 
     def step(self, batch: Batch, pairs: RoundPairs | None, step: int) -> dict[str, float]:
         """All passes and minibatches of one training step; returns its metrics, the same on every rank.
@@ -113,9 +109,6 @@ class LearnerRank:
         """Linear warm-up over the first `warmup_steps` training steps, counted from 1, then constant."""
         learner = self.config.learner
         return learner.learning_rate * min(1.0, step / max(1, learner.warmup_steps))
-
-    def _first_ema(self) -> dict[str, np.ndarray]:
-        return dict(self.weights) if self.config.learner.ema_decay > 0 else {}
 
     def _finish(self) -> None:
         """A new version: weights as they are now, and ema <- d ema + (1 - d) weights."""

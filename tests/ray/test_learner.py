@@ -249,20 +249,21 @@ def test_a_row_whose_loss_overflows_is_left_out_and_counted(model, alone):
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_gradient_that_is_not_finite_skips_the_update(model, alone, stage):
-    learner, batch = LearnerRank(config(model, learner={"zero_stage": stage}), None, "cpu"), batch_for(model, 4)
+    run = config(model, learner={"zero_stage": stage}, algorithm={"type": "ppo", "clip_range": 1e-2})
+    learner, batch = LearnerRank(run, None, "cpu"), batch_for(model, 4)
     learner.step(batch, None, 1)
     before = learner.state()
     parameter = next(iter(learner.engine.parameters.values()))
     poison = parameter.register_hook(lambda gradient: gradient * torch.nan)
     metrics = learner.step(batch, None, 2)
     poison.remove()
-    assert metrics["skipped_updates"] == 2 and metrics["grad_norm"] == 0
+    assert metrics["skipped_updates"] == 1 and metrics["grad_norm"] == 0
     skipped = learner.state()
     assert all(np.array_equal(skipped.weights[n], before.weights[n]) for n in before.weights)
     assert all(np.array_equal(skipped.optimizer[n], before.optimizer[n]) for n in before.optimizer)
     assert learner.step(batch, None, 3)["skipped_updates"] == 0  # and nothing of it is left behind
-    clean, _ = after(config(model), before, (batch, None, 3))
-    assert max(np.abs(learner.weights[n] - clean.weights[n]).max() for n in clean.weights) < 1e-6
+    clean, _ = after(run, before, (batch, None, 3))
+    assert max(np.abs(learner.weights[n] - clean.weights[n]).max() for n in clean.weights) == 0
 
 
 # -- state -------------------------------------------------------------------------------------------------------------
@@ -323,7 +324,7 @@ def test_two_ranks_make_the_update_of_one(model, alone, stage):
 
 def test_a_fault_of_the_user_comes_through_as_one(model):
     with pytest.raises(UserError, match="no such directory"):
-        LearnerGroup(config(model, model={"kind": "diffusers", "path": "./nowhere", "dtype": "float32"}))
+        LearnerGroup(config("./nowhere"))
     with pytest.raises(UserError, match="no room for 1 x"):
         workers = {"learner": {"num_cpus": 999}, "start_timeout_s": 1}
         LearnerGroup(config(model, workers=workers))

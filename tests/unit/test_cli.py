@@ -17,14 +17,14 @@ def test_plan_prints_one_json_object():
     status, out, _ = omr_ray("plan", "configs/atelier.yaml", "--json")
     assert status == 0
     plan = json.loads(out.splitlines()[-1])
-    assert plan["step"]["samples"] > 0
+    assert plan["step"]["trajectories"] == 3 * 8 * 8
 
 
 def test_faults_of_the_user_are_one_line_and_status_2(tmp_path):
     for arguments, says in [
         (["train", "configs/atelier.yaml", "sampler.stepz=3"], "nearest known one is 'steps'"),
         (["train", "absent.yaml"], "no such config file"),
-        (["train", "configs/atelier.yaml", "dialogues.kind=json", f"dialogues.path={tmp_path}"], "no *.json dialogue"),
+        (["train", "configs/atelier.yaml", f"dialogues={{kind: json, path: {tmp_path}}}"], "no *.json dialogue"),
         (["train", "configs/atelier.yaml", "--resume", "--out", str(tmp_path / "none")], "nothing to resume"),
         (["plan", "configs/sd21.yaml", "cluster.gpus_per_node=1"], "gpu"),
     ]:

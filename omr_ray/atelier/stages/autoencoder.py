@@ -93,7 +93,6 @@ def principal_axes(latents: torch.Tensor, kept: int) -> tuple[torch.Tensor, torc
     values = latents.movedim(1, -1).flatten(0, -2)
     mean = values.mean(0)
     variances, axes = torch.linalg.eigh((values - mean).T @ (values - mean) / len(values))
-    print(f"autoencoder: variances along the principal axes {variances.flip(0).tolist()}", flush=True)
     return axes.flip(1)[:, :kept], mean, variances.flip(0)[:kept].mean().sqrt()
 
 

@@ -7,6 +7,7 @@ their moving average and the optimizer's moments: a resumed run takes the same s
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -160,4 +161,4 @@ class Trainer:
         row |= {name: round(value, 6) for name, value in means.items()}
         with self.log.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        print(f"{self.name}: {json.dumps(row)}", flush=True)
+        print(f"{self.name}: {json.dumps(row)}", file=sys.stderr, flush=True)

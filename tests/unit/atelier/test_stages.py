@@ -5,10 +5,12 @@ import pytest
 import torch
 
 from omr_ray.atelier.pretrain import pretrain, write_checksums
-from omr_ray.atelier.stages.autoencoder import build_autoencoder, reconstruction_loss, standardise_latents
+from omr_ray.atelier.stages.autoencoder import build_autoencoder, principal_axes, reconstruction_loss, to_principal_axes
 from omr_ray.atelier.stages.pairs import PairMaker, changed_scene
+from omr_ray.atelier.stages.policy import draw_timesteps
 from omr_ray.atelier.stages.renders import labels_of, make_renders
-from omr_ray.atelier.stages.reward_model import truth_so_far
+from omr_ray.atelier.stages.reward_losses import truth_by_aspect, truth_so_far
+from omr_ray.atelier.stages.text_encoder import aspect_classes, random_prompt
 from omr_ray.atelier.world import parse, random_scene
 from omr_ray.types import UserError
 
@@ -28,20 +30,40 @@ def test_reconstruction_loss_by_hand():
     assert reconstruction_loss(edge, target) == pytest.approx(0.5 + 0.5 + 0.5)
 
 
-def test_standardised_latents_decode_to_the_same_images():
+def test_principal_axes_by_hand():
+    line = torch.tensor([3.0, 4.0]) / 5  # everything lies on one line through (1, 1)
+    values = torch.tensor([1.0, 1.0]) + torch.tensor([-2.0, 2.0])[:, None] * line
+    axes, mean, scale = principal_axes(values.T.reshape(1, 2, 1, 2), 1)
+    assert torch.allclose(axes[:, 0].abs(), line) and torch.allclose(mean, torch.ones(2)) and scale == pytest.approx(2.0)
+
+
+def test_all_principal_axes_together_change_no_image():
     torch.manual_seed(0)
-    vae = build_autoencoder().eval()
+    vae = build_autoencoder(8).eval()
     images = torch.rand(4, 3, 64, 64) * 2 - 1
     with torch.no_grad():
         latents = vae.encode(images).latent_dist.mean
-        before = vae.decode(latents).sample
-        standardise_latents(vae, latents)
-        posterior = vae.encode(images).latent_dist
-        after = vae.decode(posterior.mean).sample
-    assert torch.allclose(posterior.mean.mean((0, 2, 3)), torch.zeros(8), atol=1e-4)
-    assert torch.allclose(posterior.mean.std((0, 2, 3)), torch.ones(8), atol=1e-4)
+        turned = to_principal_axes(vae, latents, 8)
+        posterior = turned.encode(images).latent_dist
+        assert torch.allclose(turned.decode(posterior.mean).sample, vae.decode(latents).sample, atol=2e-3)
+    values = posterior.mean.movedim(1, -1).flatten(0, -2)
+    assert torch.allclose(values.mean(0), torch.zeros(8), atol=1e-4)
+    covariance = values.T @ values / len(values)
+    assert torch.allclose(covariance, torch.diag(covariance.diag()), atol=1e-3)
+    assert covariance.diag().mean() == pytest.approx(1.0, abs=1e-3)
     assert torch.allclose(posterior.std, torch.full_like(posterior.std, 0.01), rtol=1e-4)
-    assert torch.allclose(before, after, atol=1e-4)
+
+
+def test_the_first_principal_axes_are_kept():
+    torch.manual_seed(0)
+    vae = build_autoencoder(8).eval()
+    images = torch.rand(4, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        latents = vae.encode(images).latent_dist.mean
+        few = to_principal_axes(vae, latents, 3).encode(images).latent_dist.mean
+        all_of_them = to_principal_axes(vae, latents, 8).encode(images).latent_dist.mean
+    ratio = few / all_of_them[:, :3]  # the common scale differs, the axes do not
+    assert torch.allclose(ratio, ratio.mean(), rtol=1e-2)
 
 
 def test_a_changed_scene_contradicts_exactly_the_changed_aspects():
@@ -79,6 +101,28 @@ def test_truth_turns_false_at_the_first_lie():
     assert truth_so_far(prompt, frozenset(), Words()) == [1.0] * 8
     assert truth_so_far(prompt, frozenset({"others", "background"}), Words()) == [1, 1, 1, 1, 1, 0, 0, 0]
     assert truth_so_far(prompt, frozenset({"color"}), Words()) == [1, 0, 0, 0, 0, 0, 0, 0]
+
+
+def test_truth_of_each_aspect_is_told_at_its_last_word():
+    prompt = "a red coat with a belt at night"
+    assert truth_by_aspect(prompt, frozenset({"others"}), Words()) == [-1, 1, 1, -1, -1, 0, -1, 1]
+
+
+def test_aspect_classes_by_hand():
+    # content coat 1, style unnamed 4, background night 5, size unnamed 3, color red 0, perspective unnamed 3, others belt 1
+    assert aspect_classes("a red coat with a belt at night") == [1, 4, 5, 3, 0, 3, 1]
+
+
+def test_prompts_are_sometimes_empty_and_often_complete():
+    rng = np.random.default_rng(0)
+    scene = random_scene(rng)
+    named = [len(parse(random_prompt(scene, rng))) for _ in range(1000)]
+    assert 30 <= named.count(0) <= 70 and 400 <= named.count(7) <= 580
+
+
+def test_timesteps_cover_the_schedule_and_lean_to_noise():
+    steps = draw_timesteps(1000, torch.Generator().manual_seed(0))
+    assert steps.min() < 5 and steps.max() == 999 and 530 < steps.float().mean() < 580  # 1000 / 1.8
 
 
 def test_pretraining_refuses_what_it_cannot_do(tmp_path):

@@ -73,7 +73,8 @@ def test_the_autoencoder_keeps_the_aspects(oracle, pipeline):
     with torch.no_grad():
         latents = pipeline.vae.encode(pixels).latent_dist.mean
         rebuilt = pipeline.vae.decode(latents).sample
-    assert latents.shape == (64, 8, 16, 16) and pipeline.vae.config.scaling_factor == 1.0
+    assert latents.shape == (64, 5, 16, 16) and pipeline.vae.config.scaling_factor == 1.0
+    assert latents.mean().abs() < 0.1 and 0.9 < latents.std() < 1.1
     images = ((rebuilt + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
     assert oracle.accuracy(images, [prompt_of(scene.aspects()) for scene in scenes]).mean() >= 0.9
 
@@ -100,7 +101,7 @@ def test_the_tokenizer_holds_every_prompt(pipeline):
 
 def test_the_last_step_keeps_a_positive_sigma(pipeline):
     scheduler = pipeline.scheduler
-    assert scheduler.config.prediction_type == "v_prediction" and not scheduler.config.set_alpha_to_one
+    assert scheduler.config.prediction_type == "sample" and not scheduler.config.set_alpha_to_one
     scheduler.set_timesteps(10)
     last = int(scheduler.timesteps[-1])
     assert scheduler._get_variance(last, last - 100) > 1e-5
