@@ -50,6 +50,8 @@ def train(config: RunConfig, directory: Path, *, resume: bool) -> dict[str, Any]
             bar.say(f"passed over a damaged checkpoint, {damage}")
         bar.say(f"run directory {directory}, starting Ray")
         stack.enter_context(local_or_given_ray(config))
+        # The learner first: where GPUs are shared, the small actors would otherwise take the room of its larger share.
+        learner = stack.enter_context(closing(LearnerGroup(config, found.learner if found else None)))
         rollout_pool = stack.enter_context(closing(RolloutPool(config)))
         reward_pool = stack.enter_context(closing(RewardPool(config)))
         judge = Judge(config, reward_pool)
@@ -61,7 +63,6 @@ def train(config: RunConfig, directory: Path, *, resume: bool) -> dict[str, Any]
             bar.say("evaluating the base on held-out dialogues")
             rollout_pool.load(None)
             examine(phase="before", weights=f"{_model_name(config)}, no adapter")
-        learner = stack.enter_context(closing(LearnerGroup(config, found.learner if found else None)))
         if found:
             judge.total.load(found.judge)
             rollout_pool.load(Update(policy_version=found.learner.policy_version, weights=found.learner.weights, metrics={}))

@@ -109,7 +109,10 @@ def test_a_rollout_worker_killed_in_mid_call(sd_model, undisturbed, workers):
 
 
 def test_a_rollout_worker_that_hangs_is_found_by_the_time_limit(sd_model, undisturbed):
-    limit = patience(lambda: RolloutPool(long_rollouts(sd_model, 1)).sample(rollout.dialogues(8), step=1))
+    first = RolloutPool(long_rollouts(sd_model, 1))
+    first.sample(rollout.dialogues(1), step=9)  # its models are loaded
+    limit = patience(lambda: first.sample(rollout.dialogues(8), step=1))
+    first.close()
     pool = RolloutPool(long_rollouts(sd_model, 2, f"workers.timeout_s={limit}"))
     pool.load(trained(sd_model))
     sniper = Sniper("RolloutWorker.sample", signal.SIGSTOP)

@@ -6,12 +6,13 @@ import socket
 
 import numpy as np
 import pytest
+import ray
 import torch
 
 from omr_ray.algorithm.gaussian import log_prob
 from omr_ray.config import Learner, RunConfig
 from omr_ray.types import Batch, Dialogue, LearnerState, Round, RoundPairs, UserError
-from omr_ray.workers.learner import LearnerGroup
+from omr_ray.workers.learner import LearnerGroup, LearnerWorker
 from omr_ray.workers.learner_engine import deepspeed_config, join_group, leave_group
 from omr_ray.workers.learner_objective import finite_rows, shares
 from omr_ray.workers.learner_step import LearnerRank
@@ -270,7 +271,7 @@ def test_a_gradient_that_is_not_finite_skips_the_update(model, alone, stage):
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_stopping_and_going_on_is_the_same_bit_for_bit(model, alone, stage):
+def test_stopping_and_going_on_is_the_same_bit_for_bit_at_every_zero_stage(model, alone, stage):
     run, batch = config(model, **FULL, learner={"zero_stage": stage}), batch_for(model, 5)
     learner = LearnerRank(run, None, "cpu")
     learner.step(batch, pairs_for(), 1)
@@ -279,6 +280,8 @@ def test_stopping_and_going_on_is_the_same_bit_for_bit(model, alone, stage):
     resumed, _ = after(run, stopped, (batch, pairs_for(), 2))
     assert difference(learner.state(), resumed) == 0
     assert resumed.policy_version == 2 and resumed.optimizer["step"].tolist() == [4.0]
+    plain, _ = after(config(model, **FULL), None, (batch, pairs_for(), 1))
+    assert difference(stopped, plain) <= 1e-6
 
 
 def test_a_state_of_another_adapter_is_refused(model, alone):
@@ -305,21 +308,57 @@ def test_deepspeed_file(tmp_path):
 # -- groups ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_two_ranks_make_the_update_of_one(model, alone, stage):
-    batch, pairs = batch_for(model), pairs_for()  # 7 and 3 rows: uneven shares
-    first, metrics = after(config(model, **FULL), None, (batch, pairs, 1))
-    group = LearnerGroup(config(model, **FULL, learner={"zero_stage": stage, "ranks": 2}))
-    update = group.step(batch, pairs, 1)
-    assert difference(group.state(), first) <= 1e-6
-    assert all(np.array_equal(update.weights[n], group.state().weights[n]) for n in first.weights)
-    assert update.policy_version == 1 and update.metrics.keys() == metrics.keys()
-    assert all(update.metrics[name] == pytest.approx(value, abs=1e-5) for name, value in metrics.items())
-    # Onwards on another number of ranks, with another stage.
-    second, _ = after(config(model, **FULL), group.state(), (batch, pairs, 2))
-    group.step(batch, pairs, 2)
-    assert difference(group.state(), second) <= 1e-6
+class Rank:
+    """One process of a group of two that takes `first` and `second` step with one config after another."""
+
+    def address(self):
+        return LearnerWorker(None, 0).address()
+
+    def run(self, rank, address, configs, first, second):
+        join_group(rank=rank, world_size=2, local_rank=rank, address=address[0], port=address[1], device="cpu", timeout_s=120)
+        found = []
+        for run in configs:
+            learner = LearnerRank(run, None, "cpu")
+            metrics = learner.step(*first)
+            state = learner.state()
+            learner.step(*second)
+            found.append((metrics, state, learner.state()))
+        return found
+
+
+def test_two_ranks_and_every_zero_stage_make_the_update_of_one_rank(model, alone):
+    first, second = ((batch_for(model), pairs_for(), step) for step in (1, 2))  # 7 and 3 rows: uneven shares
+    expected, metrics = after(config(model, **FULL), None, first)
+    configs = [config(model, **FULL, learner={"zero_stage": stage, "ranks": 2}) for stage in range(4)]
+    ranks = [ray.remote(Rank).options(num_cpus=0.5).remote() for _ in range(2)]
+    address = ray.get(ranks[0].address.remote(), timeout=240)
+    calls = [rank.run.remote(index, address, configs, first, second) for index, rank in enumerate(ranks)]
+    for found, state, later in ray.get(calls, timeout=1200)[0]:
+        assert difference(state, expected) <= 1e-6
+        assert found.keys() == metrics.keys()
+        assert all(found[name] == pytest.approx(value, abs=1e-5) for name, value in metrics.items())
+        onwards, _ = after(config(model, **FULL), state, second)  # one rank goes on from where two stopped
+        assert difference(later, onwards) <= 1e-6
+
+
+def test_a_group_gives_weights_metrics_and_state(model):
+    run = config(model, **FULL, learner={"zero_stage": 2, "ranks": 2})
+    group = LearnerGroup(run)
+    start = group.state()
+    assert start.policy_version == 0 and start.optimizer["step"] == [0.0]
+    first = group.step(batch_for(model), pairs_for(), 1)
+    assert first.policy_version == group.state().policy_version == 1
+    assert all(np.array_equal(value, group.state().weights[name]) for name, value in first.weights.items())
+    assert {"policy_loss", "kl", "noise_loss", "first_ratio_deviation", "grad_norm", "lr"} <= first.metrics.keys()
+    assert all(type(value) is float for value in first.metrics.values())
+    assert difference(group.state(), start) > 1e-4
+    state = group.state()
+    group.step(batch_for(model), None, 2)
+    other = LearnerGroup(run, state)
+    other.step(batch_for(model), None, 2)
+    assert difference(other.state(), group.state()) == 0
     group.close()
+    other.close()
 
 
 def test_a_fault_of_the_user_comes_through_as_one(model):

@@ -1,6 +1,7 @@
-"""Stage 4: the policy, a text-conditioned UNet on the autoencoder's latents with its CLIP text encoder.
+"""Stage 4: the policy, a text-conditioned UNet on the autoencoder's latents, and its CLIP text encoder.
 
-Both are trained together, after the encoder has learned to read. The network predicts the clean latent: with few
+The encoder learns to read first and is then frozen, as Stable Diffusion's is: trained on with the UNet it forgot half
+of what it could tell apart before the UNet had found a use for it. The network predicts the clean latent: with few
 parameters and few steps that is much easier than noise or velocity, which it would have to carry through from its
 input (as JiT found for pixels, arXiv:2511.13720). Prompts are drawn anew at every step. What is shipped is the moving
 average of the weights, in the layout `StableDiffusionPipeline.from_pretrained` reads.
@@ -27,7 +28,7 @@ from omr_ray.atelier.stages.text_encoder import WIDTH, random_prompt, tokenize, 
 from omr_ray.atelier.stages.tokenizers import make_clip_tokenizer, save_tokenizer
 from omr_ray.atelier.world import prompt_of, random_part, random_scene
 
-BUDGET = Budget(steps=7500, batch=32, learning_rate=1.5e-3, ema_decay=0.999)
+BUDGET = Budget(steps=5000, batch=32, learning_rate=1.2e-3, ema_decay=0.999)
 RENDERS = 24_000
 TIMESTEPS = 1000
 LARGEST_WEIGHT = 2.5
@@ -83,16 +84,16 @@ def encode_renders(vae: Any, images: torch.Tensor, path: Path, device: torch.dev
     return latents
 
 
-def publish_policy(trainer: Trainer, tokenizer: CLIPTokenizer, out: Path) -> None:
+def publish_policy(trainer: Trainer, text_encoder: Any, tokenizer: CLIPTokenizer, out: Path) -> None:
     """Put the moving average into `out` as a float16 pipeline directory, file by file, each whole at any time."""
     trainer.swap_ema()
-    modules = {name: copy.deepcopy(module).half().eval() for name, module in trainer.module.items()}
+    unet: Any = copy.deepcopy(trainer.module["unet"]).half().eval()
     trainer.swap_ema()
     pipeline: Any = StableDiffusionPipeline(
         vae=load_autoencoder(out, torch.device("cpu")).half(),
-        text_encoder=modules["text_encoder"],
+        text_encoder=copy.deepcopy(text_encoder).half(),
         tokenizer=tokenizer,
-        unet=modules["unet"],
+        unet=unet,
         scheduler=build_scheduler(),
         safety_checker=None,
         feature_extractor=None,
@@ -109,15 +110,14 @@ def publish_policy(trainer: Trainer, tokenizer: CLIPTokenizer, out: Path) -> Non
 
 
 def train_policy(out: Path, work: Path, *, budget: Budget, seed: int, device: torch.device) -> dict[str, float]:
-    """Train UNet and text encoder on `out/vae`'s latents, save to `out`; returns seconds and the base's accuracy."""
+    """Train the text encoder, then the UNet on `out/vae`'s latents, save to `out`; returns seconds and the base's accuracy."""
     torch.manual_seed(seed)
     images, scenes = make_renders(RENDERS, seed, work)
     latents = encode_renders(load_autoencoder(out, device), images, work / f"latents-{seed}.safetensors", device)
     tokenizer = make_clip_tokenizer(out / "tokenizer", seed)
     text_encoder = warm_up_text_encoder(tokenizer, out, work, seed=seed, device=device)
     unet = build_unet(latents.shape[1]).to(device)
-    modules = {"unet": unet, "text_encoder": text_encoder}
-    trainer = Trainer("policy", modules, budget, work=work, log=out / "logs" / "policy.jsonl")
+    trainer = Trainer("policy", {"unet": unet}, budget, work=work, log=out / "logs" / "policy.jsonl")
     alphas = build_scheduler().alphas_cumprod.to(device)
 
     def loss_at(numbers, noise):
@@ -127,12 +127,14 @@ def train_policy(out: Path, work: Path, *, budget: Budget, seed: int, device: to
         timesteps = draw_timesteps(budget.batch, noise).to(device)
         alpha = alphas[timesteps].view(-1, 1, 1, 1)
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * torch.randn(clean.shape, generator=noise).to(device)
-        error = unet(noisy, timesteps, text_encoder(ids).last_hidden_state).sample - clean
+        with torch.no_grad():
+            text = text_encoder(ids).last_hidden_state
+        error = unet(noisy, timesteps, text).sample - clean
         # Up to the limit, 1 / (1 - alpha) is the weight that v-prediction gives to the same error.
         weight = (1 / (1 - alpha)).clamp(max=LARGEST_WEIGHT)
         return {"loss": multi_scale_error(weight.sqrt() * error), "error": error.detach().square().mean()}
 
-    seconds = trainer.run(loss_at, seed=seed, on_checkpoint=lambda: publish_policy(trainer, tokenizer, out))
+    seconds = trainer.run(loss_at, seed=seed, on_checkpoint=lambda: publish_policy(trainer, text_encoder, tokenizer, out))
     accuracy = base_accuracy(out, device, count=512)
     return {"seconds": seconds} | {f"accuracy_{aspect}": value for aspect, value in accuracy.items()}
 

@@ -28,7 +28,7 @@ from omr_ray.atelier.world import ASPECTS, VALUES, prompt_of, random_part, rando
 from omr_ray.vlm.reward_model import RewardModel
 
 READING = Budget(steps=1700, batch=32, learning_rate=2e-3, weight_decay=0.02, ema_decay=0.995)
-BUDGET = Budget(steps=1500, batch=32, learning_rate=1.5e-3, weight_decay=0.02, ema_decay=0.995)
+BUDGET = Budget(steps=1150, batch=32, learning_rate=1.5e-3, weight_decay=0.02, ema_decay=0.995)
 RECONSTRUCTED = 6000  # renders that are also shown as the autoencoder gives them back
 PIXELS = 64 * 64
 

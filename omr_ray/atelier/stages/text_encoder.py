@@ -2,7 +2,7 @@
 
 Learning what words mean from a diffusion loss is slow: the signal is faint and noisy. Here the state of the last
 token, which has seen the whole prompt, has to tell the value of each aspect, or that it was not named. After a
-minute of this the UNet finds the aspects laid out plainly in what it attends to. Both are then trained on together.
+minute of this the UNet finds the aspects laid out plainly in what it attends to.
 """
 
 from pathlib import Path
@@ -64,7 +64,7 @@ def aspect_classes(prompt: str) -> list[int]:
 
 
 def warm_up_text_encoder(tokenizer: CLIPTokenizer, out: Path, work: Path, *, seed: int, device: torch.device) -> Any:
-    """Train a text encoder to tell the named aspects; returns it."""
+    """Train a text encoder to tell the named aspects; returns it, frozen."""
     torch.manual_seed(seed)
     encoder = build_text_encoder(tokenizer).to(device)
     heads = nn.ModuleDict({aspect: nn.Linear(WIDTH, len(VALUES[aspect]) + 1) for aspect in ASPECTS}).to(device)
@@ -79,4 +79,4 @@ def warm_up_text_encoder(tokenizer: CLIPTokenizer, out: Path, work: Path, *, see
         return {"loss": torch.stack(losses).sum()}
 
     trainer.run(loss_at, seed=seed)
-    return encoder
+    return encoder.eval().requires_grad_(False)
