@@ -98,6 +98,7 @@ def principal_axes(latents: torch.Tensor, kept: int) -> tuple[torch.Tensor, torc
 
 def _set_identity(conv: torch.nn.Conv2d) -> None:
     conv.weight.copy_(torch.eye(len(conv.weight))[:, :, None, None])
+    assert conv.bias is not None
     conv.bias.zero_()
 
 

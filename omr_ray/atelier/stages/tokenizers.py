@@ -67,7 +67,12 @@ def save_tokenizer(tokenizer: CLIPTokenizer | Qwen2Tokenizer, directory: Path) -
 
 
 def make_clip_tokenizer(directory: Path, seed: int) -> CLIPTokenizer:
-    """Train and save a CLIP tokenizer with a context of 32 tokens."""
+    """Train and save a CLIP tokenizer with a context of 32 tokens, or load the one that a stopped run left there.
+
+    Merges of equal count come out in any order: a second training could give other ids than the weights know.
+    """
+    if (directory / "tokenizer.json").exists():
+        return CLIPTokenizer.from_pretrained(directory)
     alphabet, merges = _train_bpe(CLIPTokenizer().backend_tokenizer, world_text(seed), 900, "</w>")
     tokens = [*alphabet, *(f"{byte}</w>" for byte in alphabet), *("".join(merge) for merge in merges)]
     tokens = list(dict.fromkeys(tokens)) + ["<|startoftext|>", "<|endoftext|>"]
@@ -78,7 +83,9 @@ def make_clip_tokenizer(directory: Path, seed: int) -> CLIPTokenizer:
 
 
 def make_qwen_tokenizer(directory: Path, seed: int) -> Qwen2Tokenizer:
-    """Train and save a Qwen2 tokenizer with its chat and vision tokens."""
+    """Train and save a Qwen2 tokenizer with its chat and vision tokens, or load the one that a stopped run left there."""
+    if (directory / "tokenizer.json").exists():
+        return Qwen2Tokenizer.from_pretrained(directory)
     alphabet, merges = _train_bpe(Qwen2Tokenizer().backend_tokenizer, world_text(seed), 900, "")
     tokens = list(dict.fromkeys([*alphabet, *("".join(merge) for merge in merges)]))
     vocab = {token: i for i, token in enumerate([*tokens, *QWEN_TOKENS])}

@@ -1,9 +1,13 @@
 """Parts of the pretraining stages that can be checked by hand."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from transformers import CLIPTokenizer
 
+from omr_ray.atelier import WEIGHTS
 from omr_ray.atelier.pretrain import pretrain, write_checksums
 from omr_ray.atelier.stages.autoencoder import build_autoencoder, principal_axes, reconstruction_loss, to_principal_axes
 from omr_ray.atelier.stages.pairs import PairMaker, changed_scene
@@ -11,6 +15,7 @@ from omr_ray.atelier.stages.policy import draw_timesteps
 from omr_ray.atelier.stages.renders import labels_of, make_renders
 from omr_ray.atelier.stages.reward_losses import truth_by_aspect, truth_so_far
 from omr_ray.atelier.stages.text_encoder import aspect_classes, random_prompt
+from omr_ray.atelier.stages.tokenizers import make_clip_tokenizer
 from omr_ray.atelier.world import parse, random_scene
 from omr_ray.types import UserError
 
@@ -142,3 +147,11 @@ def test_checksums_leave_out_themselves_and_hidden_work(tmp_path):
     text = (tmp_path / "checksums.json").read_text()
     assert "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad" in text  # sha256 of "abc"
     assert text.count(":") == 1
+
+
+def test_a_resumed_run_keeps_its_tokenizer(tmp_path):
+    kept = shutil.copytree(WEIGHTS / "tokenizer", tmp_path / "tokenizer")
+    before = {file.name: file.read_bytes() for file in kept.iterdir()}
+    tokenizer = make_clip_tokenizer(kept, seed=1)
+    assert {file.name: file.read_bytes() for file in kept.iterdir()} == before
+    assert tokenizer("a red coat").input_ids == CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer")("a red coat").input_ids
