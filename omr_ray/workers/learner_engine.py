@@ -92,7 +92,7 @@ class AdapterEngine:
     the whole group. Gradients of successive `accumulate` calls and of all ranks are added, nothing is averaged.
     """
 
-    def __init__(self, objective: nn.Module, parameters: Mapping[str, nn.Parameter], learner: Learner) -> None:
+    def __init__(self, objective: nn.Module, parameters: Mapping[str, nn.Parameter], learner: Learner, channels_last: bool = False) -> None:
         import deepspeed
 
         self.parameters = dict(parameters)
@@ -102,9 +102,13 @@ class AdapterEngine:
             self.parameters.values(), lr=learner.learning_rate, betas=learner.betas, weight_decay=learner.weight_decay
         )
         trainable = sum(parameter.numel() for parameter in self.parameters.values())
+        # DeepSpeed sends all parameters of rank 0 to the others as bytes, which it can do with contiguous ones only.
+        objective.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         self.engine, *_ = deepspeed.initialize(
             model=objective, optimizer=optimizer, config=deepspeed_config(learner, trainable), dist_init_required=False
         )
+        if channels_last and self.stage < 3:  # ZeRO-3 flattens and gathers: its weights stay contiguous
+            objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._start_moments()
 
     def accumulate(self, part: Any, last: bool) -> dict[str, Tensor]:

@@ -13,10 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from omr_ray.config import Ppo, RunConfig
+from omr_ray.config import DiffusersModel, Ppo, RunConfig
 from omr_ray.types import Batch, LearnerState, RoundPairs, UserError
 from omr_ray.workers.learner_engine import AdapterEngine
-from omr_ray.workers.learner_objective import Objective, PairPart, RewardPart, finite_rows, shares
+from omr_ray.workers.learner_objective import Objective, PairPart, RewardPart, Score, finite_rows, shares
 from omr_ray.workers.loading import policy_from, reward_model_from
 
 MEANS = {"policy_loss": "policy_loss", "kl": "kl", "ratio": "ratio_mean", "clipped": "clip_fraction", "reward": "refl_reward"}
@@ -35,12 +35,9 @@ class LearnerRank:
             self.policy.load_lora(state.weights)
         if config.learner.gradient_checkpointing:
             self.policy.network.enable_gradient_checkpointing()
-        score = (
-            None
-            if isinstance(config.algorithm, Ppo)
-            else reward_model_from(config.rewards.preference, device, config.workers.learner.threads).score_tensor
-        )
-        self.engine = AdapterEngine(Objective(self.policy, config, score), self.policy.lora_parameters(), config.learner)
+        objective = Objective(self.policy, config, self._score(device))
+        channels_last = isinstance(config.model, DiffusersModel) and config.model.channels_last
+        self.engine = AdapterEngine(objective, self.policy.lora_parameters(), config.learner, channels_last)
         if state is not None and state.optimizer:
             self.engine.load_moments(state.optimizer)
         self.version = 0 if state is None else state.policy_version
@@ -83,6 +80,12 @@ class LearnerRank:
     def state(self) -> LearnerState:
         """Full tensors by name. All ranks must call: with ZeRO each holds a share."""
         return LearnerState(policy_version=self.version, weights=self.weights, ema=self.ema, optimizer=self.engine.moments())
+
+    def _score(self, device: str) -> Score | None:
+        """The differentiable reward that ReFL ascends; PPO needs no reward model here."""
+        if isinstance(self.config.algorithm, Ppo):
+            return None
+        return reward_model_from(self.config.rewards.preference, device, self.config.workers.learner.threads).score_tensor
 
     def _reward_parts(self, batch: Batch, rows: np.ndarray) -> Iterator[RewardPart]:
         for mine, present in self._shares(rows):

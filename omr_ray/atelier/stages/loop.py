@@ -87,6 +87,7 @@ class Trainer:
         began = checkpointed = time.monotonic()
         spent = self.seconds
         sums: dict[str, float] = {}
+        logged = self.step
         while self.step < self.budget.steps:
             losses = loss_at(*generators(seed, self.step))
             norm = self._update(losses["loss"])
@@ -95,8 +96,8 @@ class Trainer:
             self.step += 1
             self.seconds = spent + time.monotonic() - began
             if self.step % STEPS_BETWEEN_LOGS == 0 or self.step == self.budget.steps:
-                self._write_log({name: value / STEPS_BETWEEN_LOGS for name, value in sums.items()})
-                sums = {}
+                self._write_log({name: value / (self.step - logged) for name, value in sums.items()})
+                sums, logged = {}, self.step
             if time.monotonic() - checkpointed > SECONDS_BETWEEN_CHECKPOINTS or self.step == self.budget.steps:
                 self._save()
                 checkpointed = time.monotonic()
