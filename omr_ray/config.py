@@ -145,7 +145,7 @@ class Rewards(Config):
     """The three rewards of OMR section 3.2 and how they become one number."""
 
     schedule: Schedule = ExponentialSchedule()
-    standardize: bool = Field(True, description="divide each term by running statistics before weighting; off is the raw sum")
+    standardize: bool = Field(True, description="(x - mean) / std of each term, both running, before weighting; off is the raw sum")
     diversity_scope: Literal["siblings", "dialogue"] = "siblings"
     credit: Credit = ImmediateCredit()
     preference: PreferenceModel = PreferenceModel()

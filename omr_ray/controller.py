@@ -28,11 +28,15 @@ class Source(Protocol):
 class Sampler(Protocol):
     def sample(self, dialogues: Sequence[Dialogue], step: int) -> list[Rollout]: ...
     def load(self, update: Update) -> None: ...
+    def metrics(self) -> Mapping[str, float]:
+        """What the machine determines, since the last call: images/s, retries, idle shares."""
 
 
 class Judge(Protocol):
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]: ...
     def state(self) -> Mapping: ...
+    def metrics(self) -> Mapping[str, float]:
+        """As the sampler's."""
 
 
 class Learner(Protocol):
@@ -89,7 +93,7 @@ def train(
         if step % config.checkpoint.every == 0 or step == config.steps:
             with clock("checkpoint"):
                 checkpoints.save(step, learner.state(), judge.state())
-        tracker.time(step, clock.seconds())
+        tracker.time(step, {**clock.seconds(), **sampler.metrics(), **judge.metrics()})
         progress.advance(metrics)
 
 

@@ -109,7 +109,15 @@ def _array(dtype: str, shape: Sequence[int], data: bytes) -> np.ndarray:
 def write_safetensors_atomic(path: str | Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
     """Write `arrays` to `path` so that a reader sees the old file or the whole new one. Raises UserError on a full disk."""
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    write_atomic(path, save(contiguous, metadata=dict(metadata or {})))
+    write_atomic(path, _with_sorted_header(save(contiguous, metadata=dict(metadata or {}))))
+
+
+def _with_sorted_header(content: bytes) -> bytes:
+    """The same safetensors file; the library writes metadata in another order in every process, and equal tensors are to be equal bytes."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8 : 8 + size]), separators=(",", ":"), sort_keys=True).encode()
+    header = header.ljust(-(-len(header) // 8) * 8)  # the tensors behind it stay aligned
+    return len(header).to_bytes(8, "little") + header + content[8 + size :]
 
 
 def write_atomic(path: str | Path, content: bytes) -> None:

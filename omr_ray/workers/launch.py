@@ -116,6 +116,9 @@ class Judge:
     def state(self) -> Mapping[str, Any]:
         return self.total.state()
 
+    def metrics(self) -> Mapping[str, float]:
+        return self._pool.metrics()
+
 
 class AtelierSource:
     """Dialogues of the embedded world; those of a step follow from the step's number."""

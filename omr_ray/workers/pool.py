@@ -34,7 +34,7 @@ class RolloutPool:
         self._config = config
         self._supervisor = _supervisor("rollout", RolloutWorker, config, config.workers.rollout)
         self._policy: tuple[int, ray.ObjectRef | None] = (0, None)  # version, weights; one tuple, so that both change together
-        self._images = self._trajectories = self._bytes = 0
+        self._images = 0
         self._seconds = 0.0
 
     def load(self, update: Update | None) -> None:
@@ -53,10 +53,7 @@ class RolloutPool:
             for share in shares(dialogues, self._config.workers.rollout.count, sampler.batch_size // sampler.siblings)
         ]
         rollouts = [rollout for part in self._timed(calls) for rollout in part]
-        trajectories = _samples(rollouts)
-        self._images += len(trajectories)
-        self._trajectories += len(trajectories)
-        self._bytes += sum(t.nbytes for t in trajectories)
+        self._images += len(_samples(rollouts))
         return rollouts
 
     def generate(
@@ -87,13 +84,11 @@ class RolloutPool:
         return np.concatenate(images), np.concatenate(latents)
 
     def metrics(self) -> dict[str, float]:
-        """Since the last call: images/s while sampling, bytes a trajectory, retries, replacements, idle share of each worker."""
+        """Since the last call: images/s while sampling, retries, replacements, idle share of each worker."""
         figures = self._supervisor.metrics()
         if self._images:
             figures["rollout/images_per_s"] = self._images / self._seconds
-        if self._trajectories:
-            figures["rollout/bytes_per_trajectory"] = self._bytes / self._trajectories
-        self._images = self._trajectories = self._bytes = 0
+        self._images = 0
         self._seconds = 0.0
         return figures
 

@@ -57,7 +57,7 @@ def whole(tmp_path_factory):
 def test_a_run_leaves_everything_a_person_needs(whole):
     out, result = whole
     page = Path(result["report"]).read_text()
-    assert page.startswith("<!DOCTYPE html>") and "http://" not in page.replace("http://www.w3.org", "")
+    assert page.startswith("<!doctype html>") and "http://" not in page.replace("http://www.w3.org", "")
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert lines[0]["learner/first_ratio_deviation"] <= 1e-6

@@ -51,6 +51,9 @@ class Rollouts:
     def load(self, update):
         pass
 
+    def metrics(self):
+        return {"retries": 0.0}
+
     def close(self):
         self.closed = True
 

@@ -96,6 +96,9 @@ class Fakes:
     def state(self):
         return LearnerState(policy_version=self.version, weights={})
 
+    def metrics(self):
+        return {"rollout/images_per_s": 5.0}
+
     def phase(self, name): ...
     def advance(self, metrics): ...
 
@@ -114,6 +117,7 @@ def test_the_loop_in_order_with_the_log_before_the_checkpoint():
     assert fakes.logged[2]["rollout/oldest_version"] == 1
     assert fakes.logged[1]["reward/total/round_1"] == 2.0 and fakes.logged[1]["reward/total"] == 1.5
     assert fakes.seconds["seconds/controller"] < fakes.seconds["seconds/step"]
+    assert fakes.seconds["rollout/images_per_s"] == 5.0 and "rollout/images_per_s" not in fakes.logged[1]
 
 
 def test_a_resumed_run_logs_the_remaining_steps_as_the_whole_run_did():

@@ -3,6 +3,8 @@ import hashlib
 import json
 import os
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -39,6 +41,19 @@ def test_round_trip(tmp_path):
         np.testing.assert_array_equal(load_file(path)[name], value)
         assert read[name].dtype == value.dtype and read[name].shape == value.shape
     assert os.listdir(path.parent) == ["x.safetensors"]
+
+
+def test_equal_tensors_are_equal_bytes_in_every_process(tmp_path):
+    """Rust's hash maps, and with them the order of metadata, differ from one process to the next."""
+    code = (
+        "import sys, numpy as np; from omr_ray.weights import write_safetensors_atomic as write;"
+        "write(sys.argv[1], {n: np.ones(3, np.float32) for n in 'ba'}, {str(i): 'x' for i in range(9)})"
+    )
+    for name in "12":
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], check=True)
+    assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
+    assert read_metadata(tmp_path / "1")["8"] == "x"
+    assert sorted(read_safetensors(tmp_path / "1")) == ["a", "b"]
 
 
 def test_bfloat16_comes_back_as_float32(tmp_path):
