@@ -102,7 +102,9 @@ def _end_to_end(config: RunConfig, repeats: int) -> dict[str, Any]:
             progress=notes,
         )
     counted = notes.timings[1:]
-    phases = {name.removeprefix("seconds/"): statistics.median(step[name] for step in counted) for name in counted[0] if name.startswith("seconds/")}
+    prefix = "seconds/"
+    names = [name for name in counted[0] if name.startswith(prefix)]
+    phases = {name.removeprefix(prefix): statistics.median(step[name] for step in counted) for name in names}
     phases.pop("checkpoint", None)
     images, trained = notes.metrics[-1]["rollout/samples"], notes.metrics[-1]["learner/trained_steps"]
     return {
