@@ -10,8 +10,6 @@ from omr_ray.workers.supervisor import WorkersFailed
 from tests.chaos.test_worker_kills import Sniper
 from tests.ray.test_learner import batch_for, config, difference, make_tiny_sd
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):

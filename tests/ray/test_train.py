@@ -12,8 +12,6 @@ import pytest
 
 from omr_ray.diffusion.adapters import load_adapter
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parents[2]
 SMALL = [
     "steps=4",

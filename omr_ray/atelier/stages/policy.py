@@ -3,13 +3,15 @@
 The encoder learns to read first and is then frozen, as Stable Diffusion's is: trained on with the UNet it forgot half
 of what it could tell apart before the UNet had found a use for it. The network predicts the clean latent: with few
 parameters and few steps that is much easier than noise or velocity, which it would have to carry through from its
-input (as JiT found for pixels, arXiv:2511.13720). Prompts are drawn anew at every step. What is shipped is the moving
-average of the weights, in the layout `StableDiffusionPipeline.from_pretrained` reads.
+input (as JiT found for pixels, arXiv:2511.13720). Prompts are drawn anew at every step. Afterwards it learns to answer
+as with guidance (`guidance.py`). What is shipped is the moving average of the weights, in the layout
+`StableDiffusionPipeline.from_pretrained` reads.
 """
 
 import copy
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from transformers import CLIPTokenizer
 
 from omr_ray.atelier.oracle import Oracle
 from omr_ray.atelier.stages.autoencoder import load_autoencoder
+from omr_ray.atelier.stages.guidance import BUDGET as GUIDANCE
+from omr_ray.atelier.stages.guidance import guided
 from omr_ray.atelier.stages.loop import Budget, Trainer
 from omr_ray.atelier.stages.renders import make_renders, to_float
 from omr_ray.atelier.stages.text_encoder import WIDTH, random_prompt, tokenize, warm_up_text_encoder
@@ -116,11 +120,13 @@ def train_policy(out: Path, work: Path, *, budget: Budget, seed: int, device: to
     latents = encode_renders(load_autoencoder(out, device), images, work / f"latents-{seed}.safetensors", device)
     tokenizer = make_clip_tokenizer(out / "tokenizer", seed)
     text_encoder = warm_up_text_encoder(tokenizer, out, work, seed=seed, device=device)
+    with torch.no_grad():
+        empty = text_encoder(tokenize(tokenizer, [""]).to(device)).last_hidden_state
     unet = build_unet(latents.shape[1]).to(device)
-    trainer = Trainer("policy", {"unet": unet}, budget, work=work, log=out / "logs" / "policy.jsonl")
     alphas = build_scheduler().alphas_cumprod.to(device)
 
-    def loss_at(numbers, noise):
+    def batch_at(numbers, noise):
+        """Clean and noised latents, timesteps, encoded prompts, and the weight of each row's error."""
         rows = numbers.integers(0, len(latents), budget.batch)
         ids = tokenize(tokenizer, [random_prompt(scenes[row], numbers) for row in rows]).to(device)
         clean = latents[torch.from_numpy(rows)].to(device)
@@ -129,12 +135,25 @@ def train_policy(out: Path, work: Path, *, budget: Budget, seed: int, device: to
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * torch.randn(clean.shape, generator=noise).to(device)
         with torch.no_grad():
             text = text_encoder(ids).last_hidden_state
-        error = unet(noisy, timesteps, text).sample - clean
         # Up to the limit, 1 / (1 - alpha) is the weight that v-prediction gives to the same error.
-        weight = (1 / (1 - alpha)).clamp(max=LARGEST_WEIGHT)
+        return clean, noisy, timesteps, text, (1 / (1 - alpha)).clamp(max=LARGEST_WEIGHT)
+
+    def loss_at(numbers, noise):
+        clean, noisy, timesteps, text, weight = batch_at(numbers, noise)
+        error = unet(noisy, timesteps, text).sample - clean
         return {"loss": multi_scale_error(weight.sqrt() * error), "error": error.detach().square().mean()}
 
-    seconds = trainer.run(loss_at, seed=seed, on_checkpoint=lambda: publish_policy(trainer, text_encoder, tokenizer, out))
+    def guidance_loss_at(numbers, noise):
+        _, noisy, timesteps, text, weight = batch_at(numbers, noise)
+        error = unet(noisy, timesteps, text).sample - guided(teacher, noisy, timesteps, text, empty)
+        return {"loss": (weight * error.square()).mean()}
+
+    seconds = 0.0
+    for phase, phase_budget, loss in (("policy", budget, loss_at), ("policy_guidance", GUIDANCE, guidance_loss_at)):
+        teacher = copy.deepcopy(unet).eval()  # of the second phase: what the first one left
+        trainer = Trainer(phase, {"unet": unet}, phase_budget, work=work, log=out / "logs" / f"{phase}.jsonl")
+        seconds += trainer.run(loss, seed=seed, on_checkpoint=partial(publish_policy, trainer, text_encoder, tokenizer, out))
+        trainer.swap_ema()
     accuracy = base_accuracy(out, device, count=512)
     return {"seconds": seconds} | {f"accuracy_{aspect}": value for aspect, value in accuracy.items()}
 

@@ -84,7 +84,7 @@ def test_the_base_policy_follows_prompts_but_not_perfectly(oracle, pipeline):
     prompts = [prompt_of(random_part(random_scene(rng), rng)) for _ in range(64)]
     images = sample_images(pipeline, prompts, seed=1)
     assert images.shape == (64, 64, 64, 3) and images.dtype == np.uint8
-    assert 0.6 <= oracle.accuracy(images, prompts).mean() <= 0.99  # the record holds the figure for 256 prompts
+    assert 0.75 <= oracle.accuracy(images, prompts).mean() <= 0.99  # 64 prompts are few; the record holds the figure for 512
 
 
 def test_samples_are_determined_by_the_seed(pipeline):

@@ -1,6 +1,7 @@
 """Parts of the pretraining stages that can be checked by hand."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from transformers import CLIPTokenizer
 from omr_ray.atelier import WEIGHTS
 from omr_ray.atelier.pretrain import pretrain, write_checksums
 from omr_ray.atelier.stages.autoencoder import build_autoencoder, principal_axes, reconstruction_loss, to_principal_axes
+from omr_ray.atelier.stages.guidance import guided
 from omr_ray.atelier.stages.pairs import PairMaker, changed_scene
 from omr_ray.atelier.stages.policy import draw_timesteps
 from omr_ray.atelier.stages.renders import labels_of, make_renders
@@ -155,3 +157,16 @@ def test_a_resumed_run_keeps_its_tokenizer(tmp_path):
     tokenizer = make_clip_tokenizer(kept, seed=1)
     assert {file.name: file.read_bytes() for file in kept.iterdir()} == before
     assert tokenizer("a red coat").input_ids == CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer")("a red coat").input_ids
+
+
+def test_guidance_goes_beyond_the_prompt_by_hand():
+    class Teacher:
+        """Answers with the mean of the text; sees both branches in one call."""
+
+        def __call__(self, noisy, timesteps, text):
+            assert timesteps.tolist() == [7, 8, 7, 8]
+            return SimpleNamespace(sample=noisy + text.mean((1, 2))[:, None, None, None])
+
+    text, empty = torch.full((2, 3, 4), 5.0), torch.full((1, 3, 4), 1.0)
+    made = guided(Teacher(), torch.zeros(2, 5, 4, 4), torch.tensor([7, 8]), text, empty, scale=3.0)
+    assert torch.equal(made, torch.full((2, 5, 4, 4), 1.0 + 3.0 * (5.0 - 1.0)))
