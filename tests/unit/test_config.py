@@ -44,9 +44,9 @@ def test_a_wrong_type_names_key_rule_and_value():
 
 
 def test_rules_between_keys():
-    assert "T1 <= T2 <= steps (10)" in refused("sampler.window=[1,11]")
+    assert "T1 <= T2 <= steps (5)" in refused("sampler.window=[1,6]")
     assert "at least 2 for ppo" in refused("sampler.siblings=1")
-    assert "learner.ranks (3)" in refused("learner.ranks=3")
+    assert "learner.ranks (5)" in refused("learner.ranks=5")
     assert "learner.ranks; set that" in refused("workers.learner.count=2")
 
 
