@@ -43,8 +43,7 @@ def build_unet(channels: int) -> Any:  # diffusers' classes carry no types that 
     """The untrained UNet on `channels` channels of 16x16.
 
     The 16x16 level is thin and without attention: it only carries detail past the 8x8 and 4x4 levels, where prompt and
-    picture meet. The prompt also enters pooled, through the time embedding that scales and shifts
-    every block.
+    picture meet. The prompt also enters pooled, through the time embedding that scales and shifts every block.
     """
     return UNet2DConditionModel(
         sample_size=16,
