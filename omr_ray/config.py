@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -155,7 +155,11 @@ class Rewards(Config):
 
 
 class Ppo(Config):
-    """Clipped importance ratio on the stored steps, after DDPO and Flow-GRPO."""
+    """Clipped importance ratio on the stored steps, after DDPO and Flow-GRPO.
+
+    Its gradient comes from comparing samples, so it takes any reward, and many samples. The preference score is also
+    differentiable: `reward_gradient` adds what its gradient says about the same stored steps, as in Algorithm 1.
+    """
 
     type: Literal["ppo"] = "ppo"
     clip_range: PositiveFloat = 1e-4
@@ -164,12 +168,16 @@ class Ppo(Config):
     kl_weight: NonNegativeFloat = Field(0.0, description="weight of KL(policy || adapter off), closed form")
     passes: PositiveInt = Field(1, description="times the batch is used before new rollouts")
     minibatches: PositiveInt = Field(1, description="optimizer steps a pass")
+    reward_gradient: NonNegativeFloat = Field(
+        0.0, description="weight of -R_MI through the one-step x0 of the stored steps, beside the ratio (Algorithm 1, lines 7 to 14)"
+    )
 
 
 class Refl(Config):
     """Algorithm 1 to the letter: the gradient of the preference score through the one-step x0 prediction."""
 
     type: Literal["refl"] = "refl"
+    reward_gradient: ClassVar[float] = 1.0
     kl_weight: NonNegativeFloat = 0.0
     passes: PositiveInt = 1
     minibatches: PositiveInt = 1

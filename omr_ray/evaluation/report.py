@@ -35,7 +35,7 @@ DIAGNOSTICS = {
     "clip_fraction": "Clipped share",
     "grad_norm": "Gradient norm",
     "policy_loss": "Policy loss",
-    "refl_reward": "Reward (ReFL)",
+    "one_step_reward": "Preference of the one-step x0",
     "noise_loss": "Multi-round loss",
     "first_ratio_deviation": "Ratio off 1 before the update",
     "dropped_rows": "Rows left out",

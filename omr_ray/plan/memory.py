@@ -103,7 +103,7 @@ class Memory:
             "optimizer": moments,
             "activations": activations,
         }
-        if algorithm.type == "refl":
+        if algorithm.reward_gradient > 0:
             width = BYTES[self.config.rewards.preference.dtype]
             parts["reward model"] = width * self.reward.parameters
             decoding = self.width * rows * self.pixels * self.model.decode_elements() * DECODE_TRAINING

@@ -87,7 +87,7 @@ class Objective(nn.Module):
         return loss, {**values, "present": present, "broken": broken}
 
     def _reward_rows(self, batch: Batch, broken: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """PPO or ReFL and the KL term, each [n]."""
+        """PPO, ReFL or both on one forward, and the KL term, each [n]."""
         policy, algorithm, sampler = self.policy, self.config.algorithm, self.config.sampler
         device, alphas, kind = policy.device, policy.alphas_cumprod, policy.prediction_type
         text = policy.encode_text(batch.prompt_ids)
@@ -105,13 +105,14 @@ class Objective(nn.Module):
             losses = estimate.loss
             values = {"ratio": estimate.ratio, "clipped": estimate.clipped.float()}
         else:
+            losses, values = torch.zeros(len(batch), device=device), {}
+        if algorithm.reward_gradient > 0:
             assert self.score is not None
             prompts, score = batch.prompts.tolist(), self.score
             reward = one_step_reward(
                 lambda *_: output, policy.decode, lambda images: score(images, prompts), latents, t, text, alphas, kind
             )
-            losses = refl_loss(reward)
-            values = {"reward": reward.detach()}
+            losses, values["reward"] = losses + algorithm.reward_gradient * refl_loss(reward), reward.detach()
         values["policy_loss"] = losses.detach()
         if algorithm.kl_weight > 0:
             with torch.no_grad(), policy.adapter_off():

@@ -19,7 +19,7 @@ from omr_ray.workers.learner_engine import AdapterEngine
 from omr_ray.workers.learner_objective import Objective, PairPart, RewardPart, Score, finite_rows, shares
 from omr_ray.workers.loading import policy_from, reward_model_from
 
-MEANS = {"policy_loss": "policy_loss", "kl": "kl", "ratio": "ratio_mean", "clipped": "clip_fraction", "reward": "refl_reward"}
+MEANS = {"policy_loss": "policy_loss", "kl": "kl", "ratio": "ratio_mean", "clipped": "clip_fraction", "reward": "one_step_reward"}
 
 
 class LearnerRank:
@@ -82,8 +82,8 @@ class LearnerRank:
         return LearnerState(policy_version=self.version, weights=self.weights, ema=self.ema, optimizer=self.engine.moments())
 
     def _score(self, device: str) -> Score | None:
-        """The differentiable reward that ReFL ascends; PPO needs no reward model here."""
-        if isinstance(self.config.algorithm, Ppo):
+        """The differentiable reward that ReFL ascends; the ratio of PPO needs no reward model here."""
+        if self.config.algorithm.reward_gradient == 0:
             return None
         return reward_model_from(self.config.rewards.preference, device, self.config.workers.learner.threads).score_tensor
 

@@ -183,8 +183,24 @@ def test_refl_raises_the_reward_it_descends(model, alone, tmp_path):
     rewards = {"preference": {"path": str(make_tiny_qwen(tmp_path / "qwen"))}}
     run = config(model, algorithm={"type": "refl"}, rewards=rewards, learner={"learning_rate": 2e-2})
     learner, batch = LearnerRank(run, None, "cpu"), batch_for(model, 4)
-    rewards = [learner.step(batch, None, step)["refl_reward"] for step in range(1, 9)]
+    rewards = [learner.step(batch, None, step)["one_step_reward"] for step in range(1, 9)]
     assert rewards[-1] > rewards[0] + 1e-3
+
+
+def test_ppo_with_the_reward_gradient_is_the_sum_of_both(model, alone, tmp_path):
+    rewards = {"preference": {"path": str(make_tiny_qwen(tmp_path / "qwen"))}}
+    batch, half = batch_for(model, 4), {"type": "ppo", "reward_gradient": 0.5}
+
+    def gradient(algorithm):
+        learner = LearnerRank(config(model, algorithm=algorithm, rewards=rewards), None, "cpu")
+        (part,) = learner._reward_parts(batch, np.arange(4))
+        loss, _ = learner.engine.engine.module(part)
+        parameters = learner.policy.lora_parameters().values()
+        found = torch.autograd.grad(loss, list(parameters), allow_unused=True)
+        return torch.cat([torch.zeros(p.numel()) if g is None else g.flatten() for p, g in zip(parameters, found, strict=True)])
+
+    both, ratio, reward = (gradient(algorithm) for algorithm in (half, {"type": "ppo"}, {"type": "refl"}))
+    assert torch.allclose(both, ratio + 0.5 * reward, atol=1e-7) and ratio.abs().max() > 0 and reward.abs().max() > 0
 
 
 def test_kl_to_the_base_is_zero_at_first_and_grows(model, alone):

@@ -7,6 +7,8 @@ import numpy as np
 
 from omr_ray.atelier.world import ASPECTS, VALUES, Scene, phrase, prompt_of, random_part
 
+FOCUS_SHARE = 0.4
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
@@ -23,9 +25,8 @@ def other_value(aspect: str, value: str, rng: np.random.Generator) -> str:
     return str(rng.choice([known for known in VALUES[aspect] if known != value]))
 
 
-def changed_scene(scene: Scene, named: dict[str, str], count: int, rng: np.random.Generator) -> tuple[Scene, frozenset[str]]:
-    """A scene that contradicts `count` of the named aspects, keeps the others, and is free where nothing was named."""
-    changed = frozenset(str(aspect) for aspect in rng.permutation(list(named))[:count])
+def changed_scene(scene: Scene, named: dict[str, str], changed: frozenset[str], rng: np.random.Generator) -> Scene:
+    """A scene that contradicts the `changed` ones of the named aspects, keeps the others, and is free where nothing was named."""
     values = {}
     for aspect in ASPECTS:
         if aspect in changed:
@@ -34,14 +35,17 @@ def changed_scene(scene: Scene, named: dict[str, str], count: int, rng: np.rando
             values[aspect] = getattr(scene, aspect)
         else:
             values[aspect] = str(rng.choice(VALUES[aspect]))
-    return Scene(**values), changed
+    return Scene(**values)
 
 
 class PairMaker:
-    """Draws pairs from a collection of pictured scenes; hard ones, with a single aspect changed, most often."""
+    """Draws pairs from a collection of pictured scenes; hard ones, with a single aspect changed, most often.
 
-    def __init__(self, scenes: Sequence[Scene]) -> None:
-        self.scenes = scenes
+    `focus` is an aspect that is the single one changed in `FOCUS_SHARE` of the pairs.
+    """
+
+    def __init__(self, scenes: Sequence[Scene], focus: str | None = None) -> None:
+        self.scenes, self.focus = scenes, focus
         self.rows: dict[Scene, list[int]] = {}
         for row, scene in enumerate(scenes):
             self.rows.setdefault(scene, []).append(row)
@@ -50,9 +54,13 @@ class PairMaker:
         while True:
             chosen = int(rng.integers(len(self.scenes)))
             named = random_part(self.scenes[chosen], rng)
+            if self.focus is not None and rng.random() < FOCUS_SHARE:
+                named[self.focus] = getattr(self.scenes[chosen], self.focus)
+                changed = frozenset({self.focus})
+            else:
+                count = 1 if rng.random() < 0.6 else int(rng.integers(1, len(named) + 1))
+                changed = frozenset(str(aspect) for aspect in rng.permutation(list(named))[:count])
             prompt = prompt_of(named) if rng.random() < 0.5 else phrase(named, rng)
-            count = 1 if rng.random() < 0.6 else int(rng.integers(1, len(named) + 1))
             for _ in range(8):  # not every scene is in the collection
-                scene, changed = changed_scene(self.scenes[chosen], named, count, rng)
-                if rows := self.rows.get(scene):
+                if rows := self.rows.get(changed_scene(self.scenes[chosen], named, changed, rng)):
                     return Pair(prompt=prompt, chosen=chosen, rejected=int(rng.choice(rows)), changed=changed)

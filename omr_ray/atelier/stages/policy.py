@@ -3,9 +3,12 @@
 The encoder learns to read first and is then frozen, as Stable Diffusion's is: trained on with the UNet it forgot half
 of what it could tell apart before the UNet had found a use for it. The network predicts the clean latent: with few
 parameters and few steps that is much easier than noise or velocity, which it would have to carry through from its
-input (as JiT found for pixels, arXiv:2511.13720). Prompts are drawn anew at every step. Afterwards it learns to answer
-as with guidance (`guidance.py`). What is shipped is the moving average of the weights, in the layout
-`StableDiffusionPipeline.from_pretrained` reads.
+input (as JiT found for pixels, arXiv:2511.13720). Prompts are drawn anew at every step. Two phases:
+
+    layout    the UNet without attention at 16x16, mostly at the noisy end, where it is settled what a picture shows
+    details   with attention at 16x16, mostly at the middle, where pattern, color and accessories are settled
+
+What is shipped is the moving average of the weights, in the layout `StableDiffusionPipeline.from_pretrained` reads.
 """
 
 import copy
@@ -24,8 +27,6 @@ from transformers import CLIPTokenizer
 
 from omr_ray.atelier.oracle import Oracle
 from omr_ray.atelier.stages.autoencoder import load_autoencoder
-from omr_ray.atelier.stages.guidance import BUDGET as GUIDANCE
-from omr_ray.atelier.stages.guidance import guided
 from omr_ray.atelier.stages.loop import Budget, Trainer
 from omr_ray.atelier.stages.renders import make_renders, to_float
 from omr_ray.atelier.stages.text_encoder import WIDTH, random_prompt, tokenize, warm_up_text_encoder
@@ -33,26 +34,29 @@ from omr_ray.atelier.stages.tokenizers import make_clip_tokenizer, save_tokenize
 from omr_ray.atelier.world import prompt_of, random_part, random_scene
 
 BUDGET = Budget(steps=5000, batch=32, learning_rate=1.2e-3, ema_decay=0.999)
+DETAILS = Budget(steps=2500, batch=32, learning_rate=8e-4, ema_decay=0.99)
 RENDERS = 24_000
 TIMESTEPS = 1000
-LARGEST_WEIGHT = 2.5
+LARGEST_WEIGHT, LARGEST_DETAIL_WEIGHT = 2.5, 4.0
+DETAIL_TIMESTEPS, DETAIL_SHARE = 650, 0.8  # so many of the details' rows stand below that timestep
 SCALE_WEIGHTS = {1: 1.0, 2: 3.0, 4: 6.0}  # cells that are averaged, weight
 
 
-def build_unet(channels: int) -> Any:  # diffusers' classes carry no types that a checker can follow
-    """The untrained UNet on `channels` channels of 16x16.
+def build_unet(channels: int, fine: bool = True) -> Any:  # diffusers' classes carry no types that a checker can follow
+    """The untrained UNet on `channels` channels of 16x16; `fine` is attention at that level, beside 8x8 and 4x4.
 
-    The 16x16 level is thin and without attention: it only carries detail past the 8x8 and 4x4 levels, where prompt and
-    picture meet. The prompt also enters pooled, through the time embedding that scales and shifts every block.
+    The prompt also enters pooled, through the time embedding that scales and shifts every block.
     """
+    outer = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D") if fine else ("DownBlock2D", "UpBlock2D")
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=channels,
         out_channels=channels,
         block_out_channels=(32, 64, 128),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        down_block_types=(outer[0], "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", outer[1]),
         layers_per_block=1,
+        only_cross_attention=(fine, False, False),
         cross_attention_dim=WIDTH,
         attention_head_dim=4,  # for this class of diffusers the number of heads, not their width
         norm_num_groups=16,
@@ -60,6 +64,20 @@ def build_unet(channels: int) -> Any:  # diffusers' classes carry no types that 
         addition_embed_type_num_heads=4,
         resnet_time_scale_shift="scale_shift",
     )
+
+
+def with_fine_attention(coarse: Any) -> Any:
+    """The same function as a UNet that has attention at 16x16 too: what is added starts by adding nothing.
+
+    Where it settles what to draw it is not needed and costs a third of the time; an edit needs it. Without it the prompt
+    has no say at the level that copies the old picture, and an adapter on attention has no hold there.
+    """
+    unet = build_unet(coarse.config.in_channels)
+    missing = unet.load_state_dict(coarse.state_dict(), strict=False).missing_keys
+    for name, parameter in unet.named_parameters():
+        if name in missing and ".proj_out." in name:
+            torch.nn.init.zeros_(parameter)
+    return unet
 
 
 def build_scheduler() -> Any:
@@ -119,40 +137,44 @@ def train_policy(out: Path, work: Path, *, budget: Budget, seed: int, device: to
     latents = encode_renders(load_autoencoder(out, device), images, work / f"latents-{seed}.safetensors", device)
     tokenizer = make_clip_tokenizer(out / "tokenizer", seed)
     text_encoder = warm_up_text_encoder(tokenizer, out, work, seed=seed, device=device)
-    with torch.no_grad():
-        empty = text_encoder(tokenize(tokenizer, [""]).to(device)).last_hidden_state
-    unet = build_unet(latents.shape[1]).to(device)
     alphas = build_scheduler().alphas_cumprod.to(device)
 
-    def batch_at(numbers, noise):
-        """Clean and noised latents, timesteps, encoded prompts, and the weight of each row's error."""
+    def batch_at(numbers, noise, timesteps, largest_weight):
+        """Clean and noised latents, encoded prompts, and the weight of each row's error."""
         rows = numbers.integers(0, len(latents), budget.batch)
         ids = tokenize(tokenizer, [random_prompt(scenes[row], numbers) for row in rows]).to(device)
         clean = latents[torch.from_numpy(rows)].to(device)
-        timesteps = draw_timesteps(budget.batch, noise).to(device)
         alpha = alphas[timesteps].view(-1, 1, 1, 1)
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * torch.randn(clean.shape, generator=noise).to(device)
         with torch.no_grad():
             text = text_encoder(ids).last_hidden_state
         # Up to the limit, 1 / (1 - alpha) is the weight that v-prediction gives to the same error.
-        return clean, noisy, timesteps, text, (1 / (1 - alpha)).clamp(max=LARGEST_WEIGHT)
+        return clean, noisy, text, (1 / (1 - alpha)).clamp(max=largest_weight)
 
-    def loss_at(numbers, noise):
-        clean, noisy, timesteps, text, weight = batch_at(numbers, noise)
+    def layout_loss(unet, numbers, noise):
+        timesteps = noisy_timesteps(budget.batch, noise).to(device)
+        clean, noisy, text, weight = batch_at(numbers, noise, timesteps, LARGEST_WEIGHT)
         error = unet(noisy, timesteps, text).sample - clean
         return {"loss": multi_scale_error(weight.sqrt() * error), "error": error.detach().square().mean()}
 
-    def guidance_loss_at(numbers, noise):
-        _, noisy, timesteps, text, weight = batch_at(numbers, noise)
-        error = unet(noisy, timesteps, text).sample - guided(teacher, noisy, timesteps, text, empty)
-        return {"loss": (weight * error.square()).mean()}
+    def details_loss(unet, numbers, noise):
+        timesteps = detail_timesteps(budget.batch, noise).to(device)
+        clean, noisy, text, weight = batch_at(numbers, noise, timesteps, LARGEST_DETAIL_WEIGHT)
+        error = unet(noisy, timesteps, text).sample - clean
+        return {"loss": (weight * error.square()).mean(), "error": error.detach().square().mean()}
 
-    seconds = 0.0
-    for phase, phase_budget, loss in (("policy", budget, loss_at), ("policy_guidance", GUIDANCE, guidance_loss_at)):
-        teacher = copy.deepcopy(unet).eval()  # of the second phase: what the first one left
+    def run(phase, unet, phase_budget, loss):
+        """Train `unet` in place to the moving average of its weights; returns the seconds spent."""
         trainer = Trainer(phase, {"unet": unet}, phase_budget, work=work, log=out / "logs" / f"{phase}.jsonl")
-        seconds += trainer.run(loss, seed=seed, on_checkpoint=partial(publish_policy, trainer, text_encoder, tokenizer, out))
+        publish = partial(publish_policy, trainer, text_encoder, tokenizer, out)
+        seconds = trainer.run(partial(loss, unet), seed=seed, on_checkpoint=publish)
         trainer.swap_ema()
+        return seconds
+
+    unet = build_unet(latents.shape[1], fine=False).to(device)
+    seconds = run("policy", unet, budget, layout_loss)
+    unet = with_fine_attention(unet).to(device)
+    seconds += run("policy_details", unet, DETAILS, details_loss)
     accuracy = base_accuracy(out, device, count=512)
     return {"seconds": seconds} | {f"accuracy_{aspect}": value for aspect, value in accuracy.items()}
 
@@ -166,13 +188,25 @@ def multi_scale_error(error: torch.Tensor) -> torch.Tensor:
     return torch.stack([scale * F.avg_pool2d(error, size).square().mean() for size, scale in SCALE_WEIGHTS.items()]).sum()
 
 
-def draw_timesteps(count: int, noise: torch.Generator) -> torch.Tensor:
+def noisy_timesteps(count: int, noise: torch.Generator) -> torch.Tensor:
     """i64 [count], one from each of `count` equal shares of a distribution that leans to the noisy end.
 
     What a picture shows is settled at the noisy end. Equal shares make the loss less noisy than free draws.
     """
-    share = (torch.rand(count, generator=noise) + torch.arange(count)) / count
-    return (TIMESTEPS * share**0.8).long()
+    return (TIMESTEPS * _even_shares(count, noise) ** 0.8).long()
+
+
+def detail_timesteps(count: int, noise: torch.Generator) -> torch.Tensor:
+    """i64 [count] in equal shares: `DETAIL_SHARE` of them below `DETAIL_TIMESTEPS`, the others above, lest it forgets."""
+    share = _even_shares(count, noise)
+    below = share / DETAIL_SHARE * DETAIL_TIMESTEPS
+    above = TIMESTEPS - (1 - share) / (1 - DETAIL_SHARE) * (TIMESTEPS - DETAIL_TIMESTEPS)
+    return torch.where(share < DETAIL_SHARE, below, above).long()
+
+
+def _even_shares(count: int, noise: torch.Generator) -> torch.Tensor:
+    """f32 [count] in 0..1, one from each of `count` equal parts."""
+    return (torch.rand(count, generator=noise) + torch.arange(count)) / count
 
 
 @torch.no_grad()

@@ -1,7 +1,8 @@
 """Stage 5: the reward model, a small Qwen2.5-VL read without its last linear layer (OMR section 3.2, eq. 8).
 
-It learns in two phases, with the losses of `reward_losses`: first to read images and prompts, then, with the rate
-raised again and the truth of every single aspect asked for as well, to compare the two.
+It learns in three phases, with the losses of `reward_losses`: first to read images and prompts, then, with the rate
+raised again and the truth of every single aspect asked for as well, to compare the two, and last the accessories, which
+cover the fewest pixels: there four pairs in ten differ in nothing else.
 """
 
 import copy
@@ -29,6 +30,7 @@ from omr_ray.vlm.reward_model import RewardModel
 
 READING = Budget(steps=1700, batch=32, learning_rate=2e-3, weight_decay=0.02, ema_decay=0.995)
 BUDGET = Budget(steps=1150, batch=32, learning_rate=1.5e-3, weight_decay=0.02, ema_decay=0.995)
+ACCESSORIES = Budget(steps=600, batch=32, learning_rate=1e-3, weight_decay=0.02, ema_decay=0.99)
 RECONSTRUCTED = 6000  # renders that are also shown as the autoencoder gives them back
 PIXELS = 64 * 64
 
@@ -93,12 +95,12 @@ def train_reward_model(out: Path, work: Path, *, budget: Budget, seed: int, devi
     vae = load_autoencoder(out, device)
     latents = encode_renders(vae, images, work / f"latents-{seed}.safetensors", device)
     rebuilt = reconstruct(vae, latents[:RECONSTRUCTED], device)
-    labels, pairs = torch.tensor([labels_of(scene) for scene in scenes]), PairMaker(scenes)
+    labels = torch.tensor([labels_of(scene) for scene in scenes])
     model = build_reward_model(make_qwen_tokenizer(work / "qwen_tokenizer", seed)).to(device).train()
     heads = nn.ModuleDict({aspect: nn.Linear(128, len(VALUES[aspect])) for aspect in ASPECTS}).to(device)
     truth = nn.Linear(128, 1).to(device)
 
-    def loss_at(losses, numbers, noise):
+    def loss_at(losses, pairs, numbers, noise):
         batch = [pairs.draw(numbers) for _ in range(budget.batch)]
         rows = torch.tensor([pair.chosen for pair in batch] + [pair.rejected for pair in batch])
         picked = images[rows]
@@ -107,18 +109,23 @@ def train_reward_model(out: Path, work: Path, *, budget: Budget, seed: int, devi
         pixels = blur_some(picked.float() / 255, noise)
         return losses(pixels.to(device), batch, labels[rows].to(device))
 
-    modules = {"model": model, "heads": heads}
-    reader = Trainer("reward_reading", modules, READING, work=work, log=out / "logs" / "reward_reading.jsonl")
-    seconds = reader.run(partial(loss_at, Losses(model, heads)), seed=seed)
-    reader.swap_ema()
-    trainer = Trainer("reward_model", modules | {"truth": truth}, budget, work=work, log=out / "logs" / "reward_model.jsonl")
-
-    def publish():
+    def publish(trainer):
         trainer.swap_ema()
         copy.deepcopy(model).half().save_pretrained(out / "reward_model")
         trainer.swap_ema()
 
-    seconds += trainer.run(partial(loss_at, Losses(model, heads, truth)), seed=seed + 1, on_checkpoint=publish)
+    seconds, reading = 0.0, {"model": model, "heads": heads}
+    for number, (phase, modules, phase_budget, losses, focus) in enumerate(
+        (
+            ("reward_reading", reading, READING, Losses(model, heads), None),
+            ("reward_model", reading | {"truth": truth}, budget, Losses(model, heads, truth), None),
+            ("reward_accessories", reading | {"truth": truth}, ACCESSORIES, Losses(model, heads, truth), "others"),
+        )
+    ):
+        trainer = Trainer(phase, modules, phase_budget, work=work, log=out / "logs" / f"{phase}.jsonl")
+        loss = partial(loss_at, losses, PairMaker(scenes, focus))
+        seconds += trainer.run(loss, seed=seed + number, on_checkpoint=partial(publish, trainer))
+        trainer.swap_ema()
     return {"seconds": seconds} | pairwise_accuracy(RewardModel.from_pretrained(out / "reward_model", device=str(device)), vae, device)
 
 

@@ -1,7 +1,6 @@
 """Parts of the pretraining stages that can be checked by hand."""
 
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +10,8 @@ from transformers import CLIPTokenizer
 from omr_ray.atelier import WEIGHTS
 from omr_ray.atelier.pretrain import pretrain, write_checksums
 from omr_ray.atelier.stages.autoencoder import build_autoencoder, principal_axes, reconstruction_loss, to_principal_axes
-from omr_ray.atelier.stages.guidance import guided
 from omr_ray.atelier.stages.pairs import PairMaker, changed_scene
-from omr_ray.atelier.stages.policy import draw_timesteps
+from omr_ray.atelier.stages.policy import build_unet, detail_timesteps, noisy_timesteps, with_fine_attention
 from omr_ray.atelier.stages.renders import labels_of, make_renders
 from omr_ray.atelier.stages.reward_losses import truth_by_aspect, truth_so_far
 from omr_ray.atelier.stages.text_encoder import aspect_classes, random_prompt
@@ -78,9 +76,8 @@ def test_a_changed_scene_contradicts_exactly_the_changed_aspects():
     for _ in range(100):
         scene = random_scene(rng)
         named = {"content": scene.content, "color": scene.color, "size": scene.size}
-        other, changed = changed_scene(scene, named, 2, rng)
-        assert len(changed) == 2
-        assert {aspect for aspect in named if getattr(other, aspect) != named[aspect]} == changed
+        other = changed_scene(scene, named, frozenset({"content", "size"}), rng)
+        assert {aspect for aspect in named if getattr(other, aspect) != named[aspect]} == {"content", "size"}
 
 
 def test_pairs_show_what_they_say():
@@ -93,6 +90,13 @@ def test_pairs_show_what_they_say():
         assert all(getattr(scenes[pair.chosen], aspect) == value for aspect, value in named.items())
         wrong = {aspect for aspect, value in named.items() if getattr(scenes[pair.rejected], aspect) != value}
         assert wrong == pair.changed != set()
+
+
+def test_an_aspect_in_focus_is_the_single_change_of_more_pairs():
+    rng = np.random.default_rng(2)
+    scenes = [random_scene(rng) for _ in range(3000)]
+    alone = [pair.changed == {"others"} for pair in (PairMaker(scenes, "others").draw(rng) for _ in range(400))]
+    assert 0.36 < np.mean(alone) < 0.56  # four tenths, and a twelfth of the others: 0.45
 
 
 class Words:
@@ -128,8 +132,25 @@ def test_prompts_are_sometimes_empty_and_often_complete():
 
 
 def test_timesteps_cover_the_schedule_and_lean_to_noise():
-    steps = draw_timesteps(1000, torch.Generator().manual_seed(0))
+    steps = noisy_timesteps(1000, torch.Generator().manual_seed(0))
     assert steps.min() < 5 and steps.max() == 999 and 530 < steps.float().mean() < 580  # 1000 / 1.8
+
+
+def test_timesteps_of_details_are_even_on_both_sides_of_650():
+    steps = detail_timesteps(1000, torch.Generator().manual_seed(0))
+    below = steps[steps < 650].float()
+    assert len(below) in (799, 800, 801) and below.mean() == pytest.approx(325, abs=2)
+    assert steps[steps >= 650].float().mean() == pytest.approx(825, abs=2) and steps.max() == 999
+
+
+def test_attention_at_the_finest_level_starts_by_adding_nothing():
+    torch.manual_seed(0)
+    coarse = build_unet(5, fine=False).eval()
+    fine = with_fine_attention(coarse).eval()
+    inputs = torch.randn(2, 5, 16, 16), torch.tensor([10, 900]), torch.randn(2, 32, 128)
+    with torch.no_grad():
+        assert torch.equal(coarse(*inputs).sample, fine(*inputs).sample)
+    assert any("down_blocks.0.attentions" in name and ".to_q" in name for name, _ in fine.named_parameters())
 
 
 def test_pretraining_refuses_what_it_cannot_do(tmp_path):
@@ -157,16 +178,3 @@ def test_a_resumed_run_keeps_its_tokenizer(tmp_path):
     tokenizer = make_clip_tokenizer(kept, seed=1)
     assert {file.name: file.read_bytes() for file in kept.iterdir()} == before
     assert tokenizer("a red coat").input_ids == CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer")("a red coat").input_ids
-
-
-def test_guidance_goes_beyond_the_prompt_by_hand():
-    class Teacher:
-        """Answers with the mean of the text; sees both branches in one call."""
-
-        def __call__(self, noisy, timesteps, text):
-            assert timesteps.tolist() == [7, 8, 7, 8]
-            return SimpleNamespace(sample=noisy + text.mean((1, 2))[:, None, None, None])
-
-    text, empty = torch.full((2, 3, 4), 5.0), torch.full((1, 3, 4), 1.0)
-    made = guided(Teacher(), torch.zeros(2, 5, 4, 4), torch.tensor([7, 8]), text, empty, scale=3.0)
-    assert torch.equal(made, torch.full((2, 5, 4, 4), 1.0 + 3.0 * (5.0 - 1.0)))
