@@ -1,7 +1,8 @@
 """What each estimator brings: the same config, several seeds, one variant after the other; prints a Markdown table.
 
-    python jobs/compare.py configs/atelier_full.yaml --out runs/compare --seeds 0 1 2 --steps PPO=60 ReFL=80
+    python jobs/compare.py configs/atelier_full.yaml --out runs/compare --seeds 0 1 2 --steps PPO=30 ReFL=70
 
+"config" is the file as it stands.
 A run that is finished is not repeated, one that was cut off is resumed. Intervals: 95%, paired bootstrap over (seed, dialogue).
 """
 
@@ -16,11 +17,22 @@ import numpy as np
 from omr_ray.evaluation import metrics, protocols
 from omr_ray.tracking import read_metrics
 
+PAIRS = "noise_loss={weight: 1.0, pairs_per_step: 96, tau1: [0.0, 0.2], tau2: [0.2, 0.62]}"  # down from the edits' own first step
+# The ratio compares samples: it gets more of them, none of the last step, whose sigma is so small that its log-probability
+# would drown the others, and a rate at which its noisy gradient does not destroy the policy.
+RATIO = [
+    "algorithm.reward_gradient=0",
+    "sampler.siblings=6",
+    "dialogues_per_step=12",
+    "sampler.window=[2, 5]",
+    "learner.learning_rate=1e-3",
+]
 VARIANTS = {
-    "PPO+L_multi": [],
-    "PPO": ["noise_loss.weight=0"],
-    "ReFL": ["noise_loss.weight=0", "algorithm={type: refl, minibatches: 4}"],
-    "L_multi": ["algorithm.advantage_clip=1e-9", "sampler.siblings=2", "dialogues_per_step=16"],  # no advantage is left, only pairs
+    "config": [],
+    "ReFL": ["algorithm={type: refl, minibatches: 4}"],
+    "PPO": RATIO,
+    "PPO+L_multi": [*RATIO, PAIRS],
+    "L_multi": [*RATIO, PAIRS, "algorithm.advantage_clip=1e-9", "sampler.siblings=2", "dialogues_per_step=16"],  # no advantage is left
 }
 
 

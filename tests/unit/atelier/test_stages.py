@@ -140,7 +140,7 @@ def test_timesteps_of_details_are_even_on_both_sides_of_650():
     steps = detail_timesteps(1000, torch.Generator().manual_seed(0))
     below = steps[steps < 650].float()
     assert len(below) in (799, 800, 801) and below.mean() == pytest.approx(325, abs=2)
-    assert steps[steps >= 650].float().mean() == pytest.approx(825, abs=2) and steps.max() == 999
+    assert steps[steps >= 650].float().mean() == pytest.approx(825, abs=2) and 990 < steps.max() <= 999
 
 
 def test_attention_at_the_finest_level_starts_by_adding_nothing():
