@@ -20,7 +20,8 @@ class ProgressBar:
             *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self._console, disable=not self._console.is_terminal
         )
         self._task = self._bar.add_task("start", total=total, completed=start, figures="")
-        self._start, self._done, self._total, self._began = start, start, total, time.monotonic()
+        self._start, self._done, self._total = start, start, total
+        self._began: float | None = None  # of the first step: the evaluation before it says nothing about the time left
 
     def __enter__(self) -> ProgressBar:
         self._bar.start()
@@ -30,6 +31,8 @@ class ProgressBar:
         self._bar.stop()
 
     def phase(self, name: str) -> None:
+        if self._began is None and name != "evaluate":
+            self._began = time.monotonic()
         self._bar.update(self._task, description=name)
 
     def advance(self, metrics: Mapping[str, float]) -> None:
@@ -37,7 +40,7 @@ class ProgressBar:
         total, preference = (metrics.get(name, float("nan")) for name in ("reward/total", "reward/mutual_information"))
         figures = f"total {total:+.3f}  preference {preference:+.4f}"
         self._bar.update(self._task, advance=1, figures=figures)
-        if not self._console.is_terminal:
+        if not self._console.is_terminal and self._began is not None:
             left = (time.monotonic() - self._began) / (self._done - self._start) * (self._total - self._done)
             self._console.print(f"step {self._done}/{self._total}  {figures}  {left:.0f} s left", highlight=False, soft_wrap=True)
 
