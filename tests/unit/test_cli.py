@@ -17,7 +17,7 @@ def test_plan_prints_one_json_object():
     status, out, _ = omr_ray("plan", "configs/atelier.yaml", "--json")
     assert status == 0
     plan = json.loads(out.splitlines()[-1])
-    assert plan["step"]["trajectories"] == 3 * 12 * 6
+    assert plan["step"]["trajectories"] == 4 * 6 * 4
 
 
 def test_faults_of_the_user_are_one_line_and_status_2(tmp_path):
