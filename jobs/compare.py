@@ -1,9 +1,8 @@
 """What each estimator brings: the same config, several seeds, one variant after the other; prints a Markdown table.
 
-    python jobs/compare.py configs/atelier_full.yaml --out runs/compare --seeds 0 1 2 --steps PPO=30 ReFL=70
+    python jobs/compare.py configs/atelier_full.yaml --out runs/compare --seeds 0 1 2 --steps PPO=100 L_multi=200
 
-"config" is the file as it stands.
-A run that is finished is not repeated, one that was cut off is resumed. Intervals: 95%, paired bootstrap over (seed, dialogue).
+"config" is the file as it stands. A run that is finished is not repeated, one that was cut off is resumed. Intervals: 95%, paired bootstrap over (seed, dialogue).
 """
 
 import argparse
