@@ -2,7 +2,8 @@
 
     python jobs/compare.py configs/atelier_full.yaml --out runs/compare --seeds 0 1 2 --steps PPO=100 L_multi=200
 
-"config" is the file as it stands. A run that is finished is not repeated, one that was cut off is resumed. Intervals: 95%, paired bootstrap over (seed, dialogue).
+"config" is the file as it stands.
+A run that is finished is not repeated, one that was cut off is resumed. Intervals: 95%, paired bootstrap over (seed, dialogue).
 """
 
 import argparse
