@@ -204,6 +204,7 @@ class Learner(Config):
     zero_stage: Literal[0, 1, 2, 3] = 0
     learning_rate: PositiveFloat = 3e-4
     warmup_steps: NonNegativeInt = 0
+    cooldown_steps: NonNegativeInt = Field(0, description="the rate falls in a straight line over the last ones, to nothing behind them")
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: NonNegativeFloat = 0.0
     max_grad_norm: PositiveFloat = 1.0

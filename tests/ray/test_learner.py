@@ -224,6 +224,12 @@ def test_warm_up_and_ema(model, alone):
     assert learner.step(batch, None, 4)["lr"] == learner.step(batch, None, 9)["lr"] == pytest.approx(1e-3)
 
 
+def test_cool_down(model, alone):
+    learner, batch = LearnerRank(config(model, steps=9, learner={"cooldown_steps": 3}), None, "cpu"), batch_for(model, 4)
+    rates = [learner.step(batch, None, step)["lr"] for step in (6, 7, 9)]
+    assert rates == pytest.approx([1e-3, 0.75e-3, 0.25e-3])
+
+
 @pytest.mark.parametrize("stage, checkpointing", [(0, True), (2, False), (3, False)])
 def test_a_bfloat16_base_in_channels_last(model, alone, stage, checkpointing):
     bfloat16 = {"kind": "diffusers", "path": model, "dtype": "bfloat16", "channels_last": True}
