@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from omr_ray.config import DiffusersModel, Ppo, RunConfig
+from omr_ray.config.run import DiffusersModel, Ppo, RunConfig
 from omr_ray.types import Batch, LearnerState, RoundPairs, UserError
 from omr_ray.workers.learner_engine import AdapterEngine
 from omr_ray.workers.learner_objective import Objective, PairPart, RewardPart, Score, finite_rows, shares
@@ -109,9 +109,9 @@ class LearnerRank:
         return shares(rows, rank=self.rank, ranks=self.ranks, micro_batch=self.config.learner.micro_batch)
 
     def _learning_rate(self, step: int) -> float:
-        """Linear warm-up over the first `warmup_steps` training steps, counted from 1, then constant."""
-        learner = self.config.learner
-        return learner.learning_rate * min(1.0, step / max(1, learner.warmup_steps))
+        """Up in a straight line over the first `warmup_steps` training steps, counted from 1, and down over the last `cooldown_steps`."""
+        learner, left = self.config.learner, self.config.steps - step + 1
+        return learner.learning_rate * min(1.0, step / max(1, learner.warmup_steps), left / (learner.cooldown_steps + 1))
 
     def _finish(self) -> None:
         """A new version: weights as they are now, and ema <- d ema + (1 - d) weights."""

@@ -10,7 +10,7 @@ import ray
 import torch
 
 from omr_ray.algorithm.gaussian import log_prob
-from omr_ray.config import Learner, RunConfig
+from omr_ray.config.run import Learner, RunConfig
 from omr_ray.types import Batch, Dialogue, LearnerState, Round, RoundPairs, UserError
 from omr_ray.workers.learner import LearnerGroup, LearnerWorker
 from omr_ray.workers.learner_engine import deepspeed_config, join_group, leave_group
@@ -222,6 +222,12 @@ def test_warm_up_and_ema(model, alone):
         np.testing.assert_allclose(value, 0.75 * start.weights[name] + 0.25 * state.weights[name], atol=1e-7)
     assert state.policy_version == 1
     assert learner.step(batch, None, 4)["lr"] == learner.step(batch, None, 9)["lr"] == pytest.approx(1e-3)
+
+
+def test_cool_down(model, alone):
+    learner, batch = LearnerRank(config(model, steps=9, learner={"cooldown_steps": 3}), None, "cpu"), batch_for(model, 4)
+    rates = [learner.step(batch, None, step)["lr"] for step in (6, 7, 9)]
+    assert rates == pytest.approx([1e-3, 0.75e-3, 0.25e-3])
 
 
 @pytest.mark.parametrize("stage, checkpointing", [(0, True), (2, False), (3, False)])
