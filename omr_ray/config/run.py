@@ -253,7 +253,14 @@ class JsonDialogues(Config):
     path: str
 
 
-Dialogues = Annotated[AtelierDialogues | JsonDialogues, Field(discriminator="kind")]
+class ParquetDialogues(Config):
+    """What `omr-ray data build` wrote, here or in a bucket: its train split is trained on, its test split is held out."""
+
+    kind: Literal["parquet"] = "parquet"
+    path: str
+
+
+Dialogues = Annotated[AtelierDialogues | JsonDialogues | ParquetDialogues, Field(discriminator="kind")]
 
 
 class Checkpoints(Config):

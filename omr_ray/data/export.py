@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from omr_ray.data.store import Folder, read_rows
+from omr_ray.data.store import Folder, StoredTable
 from omr_ray.types import UserError
 from omr_ray.weights import write_atomic
 
@@ -30,7 +30,7 @@ def export(path: str, out: Path) -> dict[str, Any]:
 
 def _dialogues(path: str, out: Path) -> int:
     count = 0
-    for row in read_rows(path, "dialogues"):
+    for row in StoredTable(path, "dialogues").rows():
         count += 1
         rounds = [
             {key: turn[key] for key in ("utterance", "prompt", "reflection") if turn[key]}
@@ -48,7 +48,7 @@ def _preferences(path: str, out: Path) -> int:
     target, count = out / "preferences.json", 0
     part = target.with_suffix(".part")
     with part.open("w") as opened:
-        for row in read_rows(path, "preferences"):
+        for row in StoredTable(path, "preferences").rows():
             if row["chosen"] is None or row["rejected"] is None:
                 continue  # the form has a place for paths only
             images = [_image(out, row[name]) for name in ("chosen", "rejected")]

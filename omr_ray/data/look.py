@@ -13,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from omr_ray.data.store import Folder, read_rows
+from omr_ray.data.store import Folder, StoredTable
 from omr_ray.types import UserError
 from omr_ray.weights import write_atomic
 
@@ -28,7 +28,9 @@ def look(path: str, page: Path) -> dict[str, Any]:
     if not tables:
         raise UserError(f"{path}: neither dialogues nor preferences in it; give what `omr-ray data build` wrote")
     counts = {table: _counted(path, table) for table in tables}
-    rejects = Counter((row["source"], row["reason"]) for row in read_rows(path, "rejects")) if folder.exists("rejects") else Counter()
+    rejects = (
+        Counter((row["source"], row["reason"]) for row in StoredTable(path, "rejects").rows()) if folder.exists("rejects") else Counter()
+    )
     _print(counts, rejects)
     samples = {table: _samples(path, table, {key[0] for key in counts[table]}) for table in tables}
     environment = jinja2.Environment(loader=jinja2.PackageLoader("omr_ray.data", "."), autoescape=True, undefined=jinja2.StrictUndefined)
@@ -51,7 +53,7 @@ def _counted(path: str, table: str) -> Counter[tuple[str, ...]]:
         else ["source", "split", "purpose", "rounds.list.element.prompt"]
     )
     counter: Counter[tuple[str, ...]] = Counter()
-    for row in read_rows(path, table, columns=columns):
+    for row in StoredTable(path, table).rows(columns):
         kind = row["negative"] if table == "preferences" else f"{len(row['rounds'])} rounds"
         counter[row["source"], row["split"], row["purpose"], kind] += 1
     return counter
@@ -61,7 +63,7 @@ def _samples(path: str, table: str, sources: set[str]) -> dict[str, list[dict[st
     """The first rows of every source, spread over its kinds, their images as small data addresses."""
     found: dict[str, list[dict[str, Any]]] = {source: [] for source in sorted(sources)}
     seen: Counter[tuple[str, object]] = Counter()
-    for row in read_rows(path, table):
+    for row in StoredTable(path, table).rows():
         kind = row["negative"] if table == "preferences" else len(row["rounds"])
         if len(found[row["source"]]) < SAMPLES and seen[row["source"], kind] < 2:
             seen[row["source"], kind] += 1

@@ -126,15 +126,16 @@ def write_part(config: DataConfig, index: int, number: int, part: Part, out: str
     )
     folder, counts, shards = Folder(out), Counts(), dict[str, Shard]()
     with ExitStack() as stack:
-        for table, split, row, size in maker.rows(importer.records(part, pictures)):
-            name = "/".join(filter(None, (table, split, f"{index:02d}-{importer.name}-{number:06d}.parquet")))
+        for table, row, size in maker.rows(importer.records(part, pictures)):
+            place = [row["split"], row["purpose"]] if "split" in row else []
+            name = "/".join([table, *place, f"{index:02d}-{importer.name}-{number:06d}.parquet"])
             if name not in shards:
                 shards[name] = stack.enter_context(Shard(folder, name, table))
             shards[name].add(row, size)
             if table == "rejects":
                 counts.rejects[f"{importer.name}/{row['reason']}"] += 1
             else:
-                counts.rows["/".join([importer.name, table, split, row["purpose"], row.get("negative", "")]).rstrip("/")] += 1
+                counts.rows["/".join([importer.name, table, *place, row.get("negative", "")]).rstrip("/")] += 1
     counts.pictures[importer.name] += pictures.looked_at
     counts.files = list(shards)
     return counts.to_json()
@@ -149,8 +150,8 @@ class _Rows:
     keep_missing: bool
     look: Look
 
-    def rows(self, records: Iterable[Pair | Talk | Broken]) -> Iterable[tuple[str, str, dict[str, Any], int]]:
-        """(table, split, row, bytes of its images) for every record: a row of a table, or a reject. Ids are unique here."""
+    def rows(self, records: Iterable[Pair | Talk | Broken]) -> Iterable[tuple[str, dict[str, Any], int]]:
+        """(table, row, bytes of its images) for every record, a reject being a row too. Ids are unique here."""
         seen: set[tuple[type, str]] = set()
         for record in _guarded(records):
             try:
@@ -160,16 +161,11 @@ class _Rows:
                     raise Rejected("duplicate_id", "another record has this id")
                 seen.add((type(record), record.id))
                 table, row = ("preferences", self._pair(record)) if isinstance(record, Pair) else ("dialogues", self._talk(record))
+                images = [row["chosen"], row["rejected"]] if table == "preferences" else [turn["target"] for turn in row["rounds"]]
+                yield table, row, sum(len(image["bytes"]) for image in images if image)
             except Rejected as why:
-                yield (
-                    "rejects",
-                    "",
-                    {"source": self.source, "id": _storable(record.id), "reason": why.reason, "detail": _storable(str(why))},
-                    0,
-                )
-                continue
-            images = [row["chosen"], row["rejected"]] if table == "preferences" else [turn["target"] for turn in row["rounds"]]
-            yield table, row["split"], row, sum(len(image["bytes"]) for image in images if image)
+                told = {"id": _storable(record.id), "reason": why.reason, "detail": _storable(str(why))}
+                yield "rejects", {"source": self.source, **told}, 0
 
     def _pair(self, pair: Pair) -> dict[str, Any]:
         prompt = filters.clean_prompt(pair.prompt, self.limits)

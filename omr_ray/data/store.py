@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatch
+from functools import cached_property, lru_cache
+from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
@@ -151,24 +155,67 @@ class Shard:
         self._replacing.__exit__(kind, error, trace)
 
 
-def read_rows(path: str, table: str, *, columns: Sequence[str] | None = None, **equal: str) -> Iterator[dict[str, Any]]:
-    """Rows of a built table below `path`, a row group at a time, where columns equal what is given (split="train").
+class StoredTable:
+    """A built table, or the rows of it that are in one split, or have one purpose: read in order, or at any place.
 
-    Raises UserError for a file of another schema, or where there is none.
+    Raises UserError where there is no such table, none of such rows, or a file of another schema.
     """
-    folder = Folder(path)
-    names = [name for name, _ in folder.files((".parquet",), table)]
-    if not names:
-        raise UserError(f"{folder.shown(table)}: no Parquet file in it; make some with `omr-ray data build`")
-    for name in names:
-        with folder.open(name) as opened:
+
+    def __init__(self, path: str, table: str, split: str = "*", purpose: str = "*") -> None:
+        self._folder, self._table = Folder(path), table
+        places = f"{table}/*.parquet" if table == "rejects" else f"{table}/{split}/{purpose}/*.parquet"
+        self.files = [name for name, _ in self._folder.files((".parquet",), table) if fnmatch(name, places)]
+        if not self.files:
+            raise UserError(f"{self._folder.shown(places)}: no such file; make some with `omr-ray data build`")
+        self._read_group = lru_cache(maxsize=4)(self._group)
+
+    def rows(self, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+        """All rows in a fixed order, some at a time."""
+        for name in self.files:
+            with self._folder.open(name) as opened:
+                for batch in self._checked(opened, name).iter_batches(batch_size=256, columns=columns):
+                    yield from batch.to_pylist()
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Row `index`; a few row groups are kept, so neighbours cost little."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        place = bisect_right(self._ends, index)
+        first = self._ends[place - 1] if place else 0
+        return self._read_group(*self._groups[place]).slice(index - first, 1).to_pylist()[0]
+
+    @cached_property
+    def _groups(self) -> list[tuple[str, int]]:
+        return [group for group, _ in self._sizes]
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        return list(accumulate(size for _, size in self._sizes))
+
+    @cached_property
+    def _sizes(self) -> list[tuple[tuple[str, int], int]]:
+        """(file, number of its row group) and the rows in it."""
+        found = []
+        for name in self.files:
+            with self._folder.open(name) as opened:
+                metadata = self._checked(opened, name).metadata
+                found += [((name, group), metadata.row_group(group).num_rows) for group in range(metadata.num_row_groups)]
+        return found
+
+    def _group(self, name: str, group: int) -> pa.Table:
+        with self._folder.open(name) as opened:
+            return self._checked(opened, name).read_row_group(group)
+
+    def _checked(self, opened: pa.NativeFile, name: str) -> pq.ParquetFile:
+        try:
             file = pq.ParquetFile(opened)
-            schema.check(file.schema_arrow, table, folder.shown(name))
-            wanted = None if columns is None else [*columns, *(key for key in equal if key not in columns)]
-            for batch in file.iter_batches(batch_size=256, columns=wanted):
-                for row in batch.to_pylist():
-                    if all(row[key] == value for key, value in equal.items()):
-                        yield row
+        except (pa.ArrowInvalid, OSError) as error:
+            raise UserError(f"{self._folder.shown(name)}: is damaged ({_line(error)}); build the data again") from None
+        schema.check(file.schema_arrow, self._table, self._folder.shown(name))
+        return file
 
 
 def read_json(folder: Folder, name: str) -> Any:

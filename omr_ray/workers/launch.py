@@ -14,10 +14,10 @@ import numpy as np
 
 from omr_ray import controller
 from omr_ray.atelier import WEIGHTS
-from omr_ray.atelier.dialogues import dialogue_at, make_dialogues
 from omr_ray.atelier.oracle import Oracle
-from omr_ray.config.run import AtelierDialogues, AtelierModel, JsonDialogues, RunConfig
+from omr_ray.config.run import AtelierDialogues, AtelierModel, JsonDialogues, ParquetDialogues, RunConfig
 from omr_ray.data.json_dialogues import read_dialogues
+from omr_ray.data.sources import AtelierSource, FileSource, Source, TableSource
 from omr_ray.diffusion.adapters import Adapter, export_adapter, load_adapter, model_card
 from omr_ray.evaluation import protocols, report
 from omr_ray.progress import ProgressBar
@@ -26,7 +26,7 @@ from omr_ray.rewards.schedule import SCHEDULES
 from omr_ray.rewards.total import TotalReward
 from omr_ray.runs import RunDirectory, write_text_atomic
 from omr_ray.tracking import Tracker
-from omr_ray.types import Dialogue, LearnerState, Rollout, ScoredRollout, Update, UserError
+from omr_ray.types import LearnerState, Rollout, ScoredRollout, Update
 from omr_ray.workers.learner import LearnerGroup
 from omr_ray.workers.loading import model_path
 from omr_ray.workers.placement import total_cpus
@@ -121,53 +121,20 @@ class Judge:
         return self._pool.metrics()
 
 
-class AtelierSource:
-    """Dialogues of the embedded world; those of a step follow from the step's number."""
-
-    def __init__(self, rounds: int, seed: int) -> None:
-        self._rounds, self._seed = rounds, seed
-
-    def next(self, step: int, count: int) -> list[Dialogue]:
-        first = (step - 1) * count
-        return [dialogue_at("train", index, rounds=self._rounds, seed=self._seed) for index in range(first, first + count)]
-
-    def held_out(self, count: int) -> list[Dialogue]:
-        return make_dialogues("heldout", count, rounds=self._rounds)
-
-
-class FileSource:
-    """Dialogues read from files: every fifth is held out, the others come in a new order each epoch."""
-
-    def __init__(self, dialogues: Sequence[Dialogue], seed: int) -> None:
-        self._held_out, self._seed = dialogues[::HELD_OUT_SHARE], seed
-        self._train = [dialogue for index, dialogue in enumerate(dialogues) if index % HELD_OUT_SHARE]
-        if not self._train:
-            raise UserError(f"dialogues.path holds {len(dialogues)} dialogue; at least 2 are needed, one of them is held out; add some")
-
-    def next(self, step: int, count: int) -> list[Dialogue]:
-        first = (step - 1) * count
-        return [self._at(index) for index in range(first, first + count)]
-
-    def held_out(self, count: int) -> list[Dialogue]:
-        return list(self._held_out[:count])
-
-    def _at(self, index: int) -> Dialogue:
-        epoch, place = divmod(index, len(self._train))
-        return self._train[int(np.random.default_rng((self._seed, epoch)).permutation(len(self._train))[place])]
-
-
-def source_from(config: RunConfig) -> AtelierSource | FileSource:
+def source_from(config: RunConfig) -> Source:
     """Raises UserError where a dialogue file is missing or malformed: before anything is started."""
     match config.dialogues:
         case AtelierDialogues(rounds=rounds):
             return AtelierSource(rounds, config.seed)
         case JsonDialogues(path=path):
             return FileSource(read_dialogues(Path(path)), config.seed)
+        case ParquetDialogues(path=path):
+            return TableSource(path, config.seed)
 
 
 def _evaluate(
     config: RunConfig,
-    source: AtelierSource | FileSource,
+    source: Source,
     rollout_pool: RolloutPool,
     reward_pool: RewardPool,
     directory: Path,

@@ -8,7 +8,7 @@ import pytest
 from omr_ray.config.data import DataConfig
 from omr_ray.data.build import build
 from omr_ray.data.look import look
-from omr_ray.data.store import read_rows
+from omr_ray.data.store import StoredTable
 from omr_ray.types import UserError
 
 DATA = Path(__file__).parents[1] / "data"
@@ -39,8 +39,8 @@ def test_a_build_counts_every_row_and_goes_on_where_it_stopped(tmp_path):
     assert rows == {"imagereward": 43, "atelier": 40}
     assert manifest["rejects"]["imagereward/tie"] == 2 and manifest["rejects"]["fashioniq/text_missing"] == 1
     assert manifest["pictures"]["photographs"] == 24
-    assert sum(1 for table in ("dialogues", "preferences") for _ in read_rows(str(out), table)) == sum(manifest["rows"].values())
-    assert {row["license"] for row in read_rows(str(out), "dialogues") if row["source"] == "photographs"} == {"CC0-1.0"}
+    assert sum(1 for table in ("dialogues", "preferences") for _ in StoredTable(str(out), table).rows()) == sum(manifest["rows"].values())
+    assert {row["license"] for row in StoredTable(str(out), "dialogues").rows() if row["source"] == "photographs"} == {"CC0-1.0"}
 
     before = {file: file.read_bytes() for file in sorted(out.rglob("*.parquet"))}
     victims = sorted((out / "parts").iterdir())[::3]

@@ -18,7 +18,7 @@ from omr_ray.data.filters import Limits, Rejected
 from omr_ray.data.negatives import Fitting, mismatched
 from omr_ray.data.records import Broken, Pair
 from omr_ray.data.splits import Shares, place_of
-from omr_ray.data.store import Folder, read_rows
+from omr_ray.data.store import Folder, StoredTable
 from omr_ray.types import UserError
 
 LIMITS = Limits(max_prompt=2000, max_style_words=2, min_side=16, max_pixels=10_000, min_sharpness=0.0)
@@ -157,22 +157,23 @@ def test_rows_are_written_with_their_images_and_faults_are_counted(tmp_path):
         "json_preferences/duplicate_id": 1,
         "json_preferences/malformed": 1,
     }
-    found = list(read_rows(str(tmp_path / "out"), "preferences"))
+    found = list(StoredTable(str(tmp_path / "out"), "preferences").rows())
     assert [row["id"] for row in found] == ["a", "d"] and sum(counts.rows.values()) == 2 and counts.pictures["json_preferences"] == 2
     assert found[0]["prompt"] == "a dress" and found[0]["negative"] == "mismatched"
     assert found[0]["chosen"] == {"bytes": flat((40, 9, 9)), "width": 32, "height": 32, "sharpness": 0.0}
     place = place_of("a dress", Shares())
     assert (found[0]["split"], found[0]["purpose"]) == (place.split, place.purpose)
     other = "test" if place.split == "train" else "train"
-    assert not list(read_rows(str(tmp_path / "out"), "preferences", split=other))
-    rejected = list(read_rows(str(tmp_path / "out"), "rejects"))
+    with pytest.raises(UserError, match="no such file"):
+        StoredTable(str(tmp_path / "out"), "preferences", split=other)
+    rejected = list(StoredTable(str(tmp_path / "out"), "rejects").rows())
     assert [(row["id"], row["reason"]) for row in rejected][:2] == [("b", "image_missing"), ("c", "image_missing")]
 
 
 def test_images_that_are_elsewhere_can_be_kept_as_text(tmp_path):
     preferences(tmp_path / "source", [{"prompt": "a", "images": ["8.png", "9.png"], "labels": [1, 0]}])
     write(config_for("json_preferences", tmp_path / "source", missing_images="keep"), tmp_path / "out")
-    (row,) = read_rows(str(tmp_path / "out"), "preferences")
+    (row,) = StoredTable(str(tmp_path / "out"), "preferences").rows()
     assert row["chosen"] is None and row["rejected"] is None
 
 
@@ -183,8 +184,8 @@ def test_an_export_is_read_back_as_it_was(tmp_path):
     assert export(str(tmp_path / "out"), tmp_path / "forms") == {"out": str(tmp_path / "forms"), "dialogues": 6, "preferences": 10}
     for table, key in (("dialogues", "intent"), ("preferences", "prompt")):
         write(config_for(f"json_{table}", tmp_path / "forms" / table), tmp_path / table)
-        again = {row["id"]: row for row in read_rows(str(tmp_path / table), table)}
-        for row in read_rows(str(tmp_path / "out"), table):
+        again = {row["id"]: row for row in StoredTable(str(tmp_path / table), table).rows()}
+        for row in StoredTable(str(tmp_path / "out"), table).rows():
             assert again[row["id"]][key] == row[key]
             assert again[row["id"]].get("rounds") == row.get("rounds") and again[row["id"]].get("chosen") == row.get("chosen")
 
@@ -194,7 +195,7 @@ def test_no_group_is_on_two_sides(tmp_path):
     write(config, tmp_path / "out")
     sides: dict[str, set] = {}
     for table in ("dialogues", "preferences"):
-        for row in read_rows(str(tmp_path / "out"), table, columns=["group", "split"]):
+        for row in StoredTable(str(tmp_path / "out"), table).rows(["group", "split"]):
             sides.setdefault(row["group"], set()).add(row["split"])
     assert len(sides) > 300 and all(len(splits) == 1 for splits in sides.values())
     assert set.union(*sides.values()) == {"train", "test"}
@@ -204,9 +205,9 @@ def test_a_table_of_another_schema_is_refused(tmp_path):
     write(DataConfig(name="test", sources=[{"kind": "atelier", "pairs": 3}]), tmp_path)
     with pytest.raises(UserError, match="is not a table of dialogues"):
         (tmp_path / "preferences").rename(tmp_path / "dialogues")
-        list(read_rows(str(tmp_path), "dialogues"))
+        list(StoredTable(str(tmp_path), "dialogues").rows())
     with pytest.raises(UserError, match="no such directory"):
-        list(read_rows(str(tmp_path / "absent"), "dialogues"))
+        list(StoredTable(str(tmp_path / "absent"), "dialogues").rows())
 
 
 def test_a_file_is_whole_or_not_there(tmp_path):
