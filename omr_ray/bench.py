@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 
 from omr_ray import controller
-from omr_ray.config import RunConfig
+from omr_ray.config.run import RunConfig
 from omr_ray.types import LearnerState, RewardBreakdown, Rollout, ScoredRollout, UserError
 
 Result = TypeVar("Result")
@@ -32,11 +32,12 @@ def bench(config: RunConfig, *, what: str, repeats: int) -> dict[str, Any]:
     """Measure "rollout", "learner", "end-to-end" or "all"; returns plain values. Raises UserError for no repeats."""
     if repeats < 1:
         raise UserError(f"--repeats must be at least 1, got {repeats}; raise it")
-    from omr_ray.workers.launch import local_or_given_ray
+    from omr_ray.ray_session import connected
+    from omr_ray.workers.placement import total_cpus
 
     measures = {"rollout": _rollout, "learner": _learner, "end-to-end": _end_to_end}
     results: dict[str, Any] = {}
-    with local_or_given_ray(config):
+    with connected(total_cpus(config)):
         for name, measure in measures.items():
             if what in (name, "all"):
                 print(f"omr-ray: measuring {name}, {repeats} times", file=sys.stderr, flush=True)

@@ -86,7 +86,23 @@ def _parser() -> argparse.ArgumentParser:
     _command(actions, "oracle", _atelier_oracle, "held-out accuracy of the oracle, by aspect")
     show = _command(actions, "show", _atelier_show, "draw dialogues of the embedded world into a picture")
     show.add_argument("--out", type=Path, required=True, help="PNG file")
+    _data_commands(commands)
     return parser
+
+
+def _data_commands(commands: Any) -> None:
+    data = commands.add_parser(
+        "data", help="dialogues and preference pairs as Parquet: build them, look at them, write the papers' JSON forms"
+    )
+    actions = data.add_subparsers(metavar="ACTION", required=True)
+    build = _command(actions, "build", _data_build, "read, filter and split sources; resumes", config=True)
+    build.add_argument("--out", required=True, help="directory, s3://bucket/path or gs://bucket/path")
+    look = _command(actions, "look", _data_look, "count rows by source, split and kind, and write a page with samples")
+    look.add_argument("path", help="what `data build` wrote")
+    look.add_argument("--out", type=Path, help="HTML file (default: look.html in the working directory)", default=Path("look.html"))
+    export = _command(actions, "export", _data_export, "write a built table in the papers' JSON forms")
+    export.add_argument("path", help="what `data build` wrote")
+    export.add_argument("--out", type=Path, required=True, help="directory for the files")
 
 
 def _command(commands: Any, name: str, run: Any, text: str, config: bool = False) -> argparse.ArgumentParser:
@@ -101,9 +117,9 @@ def _command(commands: Any, name: str, run: Any, text: str, config: bool = False
 
 
 def _config(options: argparse.Namespace) -> Any:
-    from omr_ray.config import load
+    from omr_ray.config.run import RunConfig
 
-    return load(options.config, options.overrides)
+    return RunConfig.load(options.config, options.overrides)
 
 
 def _train(options: argparse.Namespace) -> dict:
@@ -134,6 +150,29 @@ def _bench(options: argparse.Namespace) -> dict:
     from omr_ray.bench import bench
 
     return bench(config, what=options.what, repeats=options.repeats)
+
+
+def _data_build(options: argparse.Namespace) -> dict:
+    from omr_ray.config.data import DataConfig
+
+    config = DataConfig.load(options.config, options.overrides)
+    from omr_ray.data.build import build
+    from omr_ray.ray_session import connected
+
+    with connected():
+        return build(config, options.out)
+
+
+def _data_look(options: argparse.Namespace) -> dict:
+    from omr_ray.data.look import look
+
+    return look(options.path, options.out)
+
+
+def _data_export(options: argparse.Namespace) -> dict:
+    from omr_ray.data.export import export
+
+    return export(options.path, options.out)
 
 
 def _atelier_pretrain(options: argparse.Namespace) -> dict:

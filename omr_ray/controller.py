@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from omr_ray.algorithm.collate import collate, round_pairs
-from omr_ray.config import ImmediateCredit, Ppo, RunConfig
+from omr_ray.config.run import ImmediateCredit, Ppo, RunConfig
 from omr_ray.types import Batch, Dialogue, LearnerState, Rollout, RoundPairs, ScoredRollout, Update
 
 

@@ -46,3 +46,37 @@ class ProgressBar:
 
     def say(self, text: str) -> None:
         self._console.print(text, highlight=False, soft_wrap=True)
+
+
+class Counting:
+    """How many of `total` things are done, on standard error; in a log a line every few seconds. Use as a context manager."""
+
+    LOG_EVERY_S = 5.0
+
+    def __init__(self, total: int, things: str) -> None:
+        self._console, self._total, self._things = Console(stderr=True), total, things
+        columns = (
+            things,
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        self._bar = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
+        self._task = self._bar.add_task("", total=total, figures="")
+        self._done, self._said = 0, time.monotonic()
+
+    def __enter__(self) -> Counting:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()
+
+    def advance(self, figures: str) -> None:
+        self._done += 1
+        self._bar.update(self._task, advance=1, figures=figures)
+        if not self._console.is_terminal and (time.monotonic() - self._said > self.LOG_EVERY_S or self._done == self._total):
+            self._said = time.monotonic()
+            self._console.print(f"{self._things} {self._done}/{self._total}  {figures}", highlight=False, soft_wrap=True)

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from omr_ray import config as configs
-from omr_ray.config import RunConfig
+from omr_ray.config.reading import dump
+from omr_ray.config.run import RunConfig
 from omr_ray.types import LearnerState, UserError
 from omr_ray.weights import read_safetensors, write_safetensors_atomic
 
@@ -45,8 +45,8 @@ class RunDirectory:
         path.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(path / ".lock")
         if resume:
-            _refuse_changes(configs.load(config_file), config, config_file)
-        write_text_atomic(config_file, configs.dump(config))
+            _refuse_changes(RunConfig.load(config_file), config, config_file)
+        write_text_atomic(config_file, dump(config))
         self.checkpoints = Checkpoints(path / "checkpoints", keep=config.checkpoint.keep)
 
     def close(self) -> None:

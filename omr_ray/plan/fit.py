@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from omr_ray.config import Cluster
+from omr_ray.config.run import Cluster
 from omr_ray.plan.memory import ActorPlan
 from omr_ray.types import UserError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from omr_ray.config import Actor, AtelierModel, RunConfig
+from omr_ray.config.run import Actor, AtelierModel, RunConfig
 from omr_ray.plan.shapes import DiffusionShape, RewardShape
 from omr_ray.plan.work import StepPlan
 from omr_ray.workers.placement import learner_bundles, resources

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from omr_ray.config import AtelierDialogues, RunConfig
+from omr_ray.config.run import AtelierDialogues, RunConfig
 from omr_ray.plan.shapes import DiffusionShape
 from omr_ray.types import UserError
 

@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 import json
-import logging
-import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 
 from omr_ray import controller
 from omr_ray.atelier import WEIGHTS
-from omr_ray.atelier.dialogues import dialogue_at, make_dialogues
 from omr_ray.atelier.oracle import Oracle
-from omr_ray.config import AtelierDialogues, AtelierModel, JsonDialogues, RunConfig
+from omr_ray.config.run import AtelierDialogues, AtelierModel, JsonDialogues, ParquetDialogues, RunConfig
 from omr_ray.data.json_dialogues import read_dialogues
+from omr_ray.data.sources import AtelierSource, FileSource, Source, TableSource
 from omr_ray.diffusion.adapters import Adapter, export_adapter, load_adapter, model_card
 from omr_ray.evaluation import protocols, report
 from omr_ray.progress import ProgressBar
+from omr_ray.ray_session import connected
 from omr_ray.rewards.schedule import SCHEDULES
 from omr_ray.rewards.total import TotalReward
 from omr_ray.runs import RunDirectory, write_text_atomic
 from omr_ray.tracking import Tracker
-from omr_ray.types import Dialogue, LearnerState, Rollout, ScoredRollout, Update, UserError
+from omr_ray.types import LearnerState, Rollout, ScoredRollout, Update
 from omr_ray.workers.learner import LearnerGroup
 from omr_ray.workers.loading import model_path
-from omr_ray.workers.placement import bundles
+from omr_ray.workers.placement import total_cpus
 from omr_ray.workers.pool import RewardPool, RolloutPool
 
 HELD_OUT_SHARE = 5  # one dialogue file in five is never trained on
@@ -49,7 +46,7 @@ def train(config: RunConfig, directory: Path, *, resume: bool) -> dict[str, Any]
         for damage in run.checkpoints.skipped:
             bar.say(f"passed over a damaged checkpoint, {damage}")
         bar.say(f"run directory {directory}, starting Ray")
-        stack.enter_context(local_or_given_ray(config))
+        stack.enter_context(connected(total_cpus(config)))
         # The learner first: where GPUs are shared, the small actors would otherwise take the room of its larger share.
         learner = stack.enter_context(closing(LearnerGroup(config, found.learner if found else None)))
         rollout_pool = stack.enter_context(closing(RolloutPool(config)))
@@ -94,7 +91,11 @@ def evaluate(config: RunConfig, out: Path, *, adapter: Path | None) -> dict[str,
         weights = load_adapter(adapter).weights_for(config.lora.rank, config.lora.alpha)
         update, name = Update(policy_version=1, weights=weights, metrics={}), f"adapter {adapter}"
     source = source_from(config)
-    with local_or_given_ray(config), closing(RolloutPool(config)) as rollout_pool, closing(RewardPool(config)) as reward_pool:
+    with (
+        connected(total_cpus(config)),
+        closing(RolloutPool(config)) as rollout_pool,
+        closing(RewardPool(config)) as reward_pool,
+    ):
         rollout_pool.load(update)
         result = _evaluate(config, source, rollout_pool, reward_pool, out, phase="after", weights=f"{_model_name(config)}, {name}")
     held_out = {name: np.nanmean(getattr(result.held_out, name), axis=0).tolist() for name in ("accuracy", "preference", "diversity")}
@@ -120,67 +121,20 @@ class Judge:
         return self._pool.metrics()
 
 
-class AtelierSource:
-    """Dialogues of the embedded world; those of a step follow from the step's number."""
-
-    def __init__(self, rounds: int, seed: int) -> None:
-        self._rounds, self._seed = rounds, seed
-
-    def next(self, step: int, count: int) -> list[Dialogue]:
-        first = (step - 1) * count
-        return [dialogue_at("train", index, rounds=self._rounds, seed=self._seed) for index in range(first, first + count)]
-
-    def held_out(self, count: int) -> list[Dialogue]:
-        return make_dialogues("heldout", count, rounds=self._rounds)
-
-
-class FileSource:
-    """Dialogues read from files: every fifth is held out, the others come in a new order each epoch."""
-
-    def __init__(self, dialogues: Sequence[Dialogue], seed: int) -> None:
-        self._held_out, self._seed = dialogues[::HELD_OUT_SHARE], seed
-        self._train = [dialogue for index, dialogue in enumerate(dialogues) if index % HELD_OUT_SHARE]
-        if not self._train:
-            raise UserError(f"dialogues.path holds {len(dialogues)} dialogue; at least 2 are needed, one of them is held out; add some")
-
-    def next(self, step: int, count: int) -> list[Dialogue]:
-        first = (step - 1) * count
-        return [self._at(index) for index in range(first, first + count)]
-
-    def held_out(self, count: int) -> list[Dialogue]:
-        return list(self._held_out[:count])
-
-    def _at(self, index: int) -> Dialogue:
-        epoch, place = divmod(index, len(self._train))
-        return self._train[int(np.random.default_rng((self._seed, epoch)).permutation(len(self._train))[place])]
-
-
-def source_from(config: RunConfig) -> AtelierSource | FileSource:
+def source_from(config: RunConfig) -> Source:
     """Raises UserError where a dialogue file is missing or malformed: before anything is started."""
     match config.dialogues:
         case AtelierDialogues(rounds=rounds):
             return AtelierSource(rounds, config.seed)
         case JsonDialogues(path=path):
             return FileSource(read_dialogues(Path(path)), config.seed)
-
-
-@contextmanager
-def local_or_given_ray(config: RunConfig) -> Iterator[None]:
-    """The cluster of RAY_ADDRESS (as in a submitted job), else a local one that has room for this config's actors."""
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if "RAY_ADDRESS" not in os.environ:
-        needed = math.ceil(sum(bundle.get("CPU", 0) for bundle in bundles(config)))
-        options |= {"num_cpus": max(os.cpu_count() or 1, needed), "include_dashboard": False}
-    ray.init(**options)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+        case ParquetDialogues(path=path):
+            return TableSource(path, config.seed)
 
 
 def _evaluate(
     config: RunConfig,
-    source: AtelierSource | FileSource,
+    source: Source,
     rollout_pool: RolloutPool,
     reward_pool: RewardPool,
     directory: Path,

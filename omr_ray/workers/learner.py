@@ -14,7 +14,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util import remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from omr_ray.config import RunConfig
+from omr_ray.config.run import RunConfig
 from omr_ray.types import Batch, LearnerState, RoundPairs, Update, UserError
 from omr_ray.workers.placement import learner_group, resources
 from omr_ray.workers.supervisor import FAULTS_OF_A_MACHINE, WorkersFailed

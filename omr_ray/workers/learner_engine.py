@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from omr_ray.config import Learner
+from omr_ray.config.run import Learner
 from omr_ray.types import UserError
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

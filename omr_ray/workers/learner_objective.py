@@ -14,7 +14,7 @@ from omr_ray.algorithm.gaussian import ddim_mean_and_sigma, log_prob
 from omr_ray.algorithm.multi_round import multi_round_loss
 from omr_ray.algorithm.ppo import clipped_policy_loss, gaussian_kl
 from omr_ray.algorithm.refl import one_step_reward, refl_loss
-from omr_ray.config import Ppo, RunConfig
+from omr_ray.config.run import Ppo, RunConfig
 from omr_ray.diffusion.policy import Policy
 from omr_ray.types import Batch, RoundPairs
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from omr_ray.config import DiffusersModel, Ppo, RunConfig
+from omr_ray.config.run import DiffusersModel, Ppo, RunConfig
 from omr_ray.types import Batch, LearnerState, RoundPairs, UserError
 from omr_ray.workers.learner_engine import AdapterEngine
 from omr_ray.workers.learner_objective import Objective, PairPart, RewardPart, Score, finite_rows, shares

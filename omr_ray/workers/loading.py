@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from omr_ray.atelier import WEIGHTS
-from omr_ray.config import Actor, AtelierModel, DiffusersModel, Lora, PreferenceModel, Sampler
+from omr_ray.config.run import Actor, AtelierModel, DiffusersModel, Lora, PreferenceModel, Sampler
 from omr_ray.types import UserError
 
 if TYPE_CHECKING:

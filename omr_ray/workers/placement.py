@@ -12,9 +12,10 @@ The first three functions need no Ray; `omr-ray plan` prints their numbers.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Literal
 
-from omr_ray.config import Actor, RunConfig
+from omr_ray.config.run import Actor, RunConfig
 from omr_ray.types import UserError
 
 if TYPE_CHECKING:
@@ -41,6 +42,11 @@ def bundles(config: RunConfig) -> list[Resources]:
     """
     pools = (config.workers.rollout, config.workers.reward)
     return learner_bundles(config) + [bundle for actors in pools for _ in range(actors.count) if (bundle := resources(actors))]
+
+
+def total_cpus(config: RunConfig) -> int:
+    """Logical CPUs that all actors of a run ask for together."""
+    return math.ceil(sum(bundle.get("CPU", 0) for bundle in bundles(config)))
 
 
 def actor_options(actors: Actor, pool: Pool) -> dict[str, Any]:

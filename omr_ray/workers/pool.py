@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import ray
 
-from omr_ray.config import Actors, RunConfig
+from omr_ray.config.run import Actors, RunConfig
 from omr_ray.types import Dialogue, Rollout, Trajectory, Update
 from omr_ray.workers.placement import Pool, actor_options
 from omr_ray.workers.reward import RewardWorker

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from omr_ray.config import RunConfig
+from omr_ray.config.run import RunConfig
 from omr_ray.workers.loading import device_for, reward_model_from
 
 if TYPE_CHECKING:

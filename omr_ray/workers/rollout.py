@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from omr_ray.config import RunConfig
+from omr_ray.config.run import RunConfig
 from omr_ray.types import Dialogue, Rollout
 from omr_ray.workers.loading import device_for, policy_from, sampler_from
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from omr_ray.config import with_overrides
+from omr_ray.config.reading import with_overrides
 from omr_ray.types import Update
 from omr_ray.workers.loading import policy_from
 from omr_ray.workers.pool import RewardPool, RolloutPool

@@ -10,7 +10,7 @@ import ray
 import torch
 
 from omr_ray.algorithm.gaussian import log_prob
-from omr_ray.config import Learner, RunConfig
+from omr_ray.config.run import Learner, RunConfig
 from omr_ray.types import Batch, Dialogue, LearnerState, Round, RoundPairs, UserError
 from omr_ray.workers.learner import LearnerGroup, LearnerWorker
 from omr_ray.workers.learner_engine import deepspeed_config, join_group, leave_group

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from omr_ray.config import PreferenceModel, RunConfig
+from omr_ray.config.run import PreferenceModel, RunConfig
 from omr_ray.types import Dialogue, Rollout, Round, Trajectory, UserError
 from omr_ray.workers.loading import reward_model_from
 from omr_ray.workers.pool import RewardPool

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from omr_ray.config import RunConfig
+from omr_ray.config.run import RunConfig
 from omr_ray.types import Dialogue, Rollout, Round, Update, UserError
 from omr_ray.workers.loading import policy_from, sampler_from
 from omr_ray.workers.pool import RolloutPool, step_seed

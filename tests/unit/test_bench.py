@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from omr_ray import bench
-from omr_ray.config import RunConfig
+from omr_ray.config.run import RunConfig
 from omr_ray.types import Dialogue, LearnerState, Rollout, Round, Trajectory, Update, UserError
 
 
@@ -91,7 +91,7 @@ def trajectory(dialogue, sibling):
 
 
 def test_all_three_measures_say_what_was_made_in_a_second(monkeypatch):
-    monkeypatch.setattr("omr_ray.workers.launch.local_or_given_ray", lambda config: nullcontext())
+    monkeypatch.setattr("omr_ray.ray_session.connected", lambda num_cpus: nullcontext())
     monkeypatch.setattr("omr_ray.workers.pool.RolloutPool", Rollouts)
     monkeypatch.setattr("omr_ray.workers.pool.RewardPool", Rewards)
     monkeypatch.setattr("omr_ray.workers.learner.LearnerGroup", Learner)

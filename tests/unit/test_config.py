@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from omr_ray import config
+from omr_ray.config.reading import dump, with_overrides
+from omr_ray.config.run import RunConfig
 from omr_ray.types import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -10,7 +11,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 def refused(*overrides: str) -> str:
     with pytest.raises(UserError) as caught:
-        config.load(CONFIGS / "atelier.yaml", overrides)
+        RunConfig.load(CONFIGS / "atelier.yaml", overrides)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -18,17 +19,17 @@ def refused(*overrides: str) -> str:
 
 @pytest.mark.parametrize("file", sorted(p.name for p in CONFIGS.glob("*.yaml")))
 def test_every_shipped_config_loads_and_survives_a_dump(file, tmp_path):
-    loaded = config.load(CONFIGS / file)
-    (tmp_path / "again.yaml").write_text(config.dump(loaded))
-    assert config.load(tmp_path / "again.yaml") == loaded
+    loaded = RunConfig.load(CONFIGS / file)
+    (tmp_path / "again.yaml").write_text(dump(loaded))
+    assert RunConfig.load(tmp_path / "again.yaml") == loaded
 
 
 def test_overrides_are_typed_and_nested():
-    changed = config.load(CONFIGS / "atelier.yaml", ["sampler.steps=12", "algorithm.clip_range=1e-4", "sampler.strength=[0.5,0.4]"])
+    changed = RunConfig.load(CONFIGS / "atelier.yaml", ["sampler.steps=12", "algorithm.clip_range=1e-4", "sampler.strength=[0.5,0.4]"])
     assert changed.sampler.steps == 12
     assert changed.algorithm.clip_range == 1e-4
     assert changed.sampler.strength == (0.5, 0.4)
-    assert config.with_overrides(changed, ["sampler.steps=20"]).sampler.steps == 20
+    assert with_overrides(changed, ["sampler.steps=20"]).sampler.steps == 20
 
 
 def test_an_unknown_key_names_the_file_the_key_and_the_nearest_known_one():
@@ -52,10 +53,10 @@ def test_rules_between_keys():
 
 def test_files_that_are_no_config(tmp_path):
     with pytest.raises(UserError, match="no such config file"):
-        config.load(tmp_path / "absent.yaml")
+        RunConfig.load(tmp_path / "absent.yaml")
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(UserError, match="mapping of keys to values, got list"):
-        config.load(tmp_path / "list.yaml")
+        RunConfig.load(tmp_path / "list.yaml")
     (tmp_path / "broken.yaml").write_text("a: [1")
     with pytest.raises(UserError, match="not readable as YAML"):
-        config.load(tmp_path / "broken.yaml")
+        RunConfig.load(tmp_path / "broken.yaml")

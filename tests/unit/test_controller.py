@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from omr_ray.algorithm.collate import advantages, collate, round_pairs
-from omr_ray.config import RunConfig
+from omr_ray.config.run import RunConfig
 from omr_ray.controller import NothingToLearn, train
 from omr_ray.types import Dialogue, LearnerState, RewardBreakdown, Rollout, Round, ScoredRollout, Trajectory, Update
 

@@ -17,7 +17,7 @@ ALLOWED = {
     "diffusion": {"types", "weights", "algorithm", "rewards"},
     "vlm": {"types", "weights", "algorithm", "rewards"},
     "dialogue": {"types", "weights", "algorithm", "rewards"},
-    "data": {"types", "weights", "algorithm", "rewards"},
+    "data": {"types", "config", "weights", "progress", "atelier"},
     "controller": {"types", "config", "tracking", "algorithm"},
     "runs": {"types", "config", "weights"},
     "cli": {"types"},
@@ -32,6 +32,7 @@ HEAVY = {
     "rewards": {"ray", "deepspeed", "diffusers"},
     "diffusion": {"ray", "deepspeed"},
     "vlm": {"ray", "deepspeed"},
+    "data": {"torch"},
 }
 SCRIPT = """
 import importlib, pkgutil, sys
@@ -57,7 +58,7 @@ def test_ray_and_deepspeed_are_imported_only_where_they_belong():
     for file in (ROOT / "omr_ray").rglob("*.py"):
         place = file.relative_to(ROOT / "omr_ray").as_posix()
         text = file.read_text()
-        if not place.startswith("workers/"):
+        if not place.startswith("workers/") and place not in ("ray_session.py", "data/build.py"):
             assert "import ray" not in text and "from ray" not in text, place
         if not place.startswith("workers/learner"):
             assert "import deepspeed" not in text and "from deepspeed" not in text, place

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from omr_ray.config import RunConfig, load, with_overrides
+from omr_ray.config.reading import with_overrides
+from omr_ray.config.run import RunConfig
 from omr_ray.plan import plan
 from omr_ray.plan.shapes import shape_of
 from omr_ray.plan.work import trajectory_bytes
@@ -17,7 +18,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def test_the_published_settings_fit_their_four_gpus():
-    result = plan(load(CONFIGS / "sd21.yaml"))
+    result = plan(RunConfig.load(CONFIGS / "sd21.yaml"))
     step = result.step
     assert (result.latent, result.lora_parameters) == ((4, 96, 96), 829_952)
     assert (step.rounds, step.samples_per_round, step.trained_rows) == (4, 64, 256)
@@ -30,7 +31,7 @@ def test_the_published_settings_fit_their_four_gpus():
 
 
 def test_the_fashion_config_fits_too():
-    result = plan(load(CONFIGS / "sdxl_fashion.yaml"))
+    result = plan(RunConfig.load(CONFIGS / "sdxl_fashion.yaml"))
     assert result.lora_parameters == 4 * 5_806_080  # rank 16
     assert result.step.samples_per_round == 40
 

@@ -3,7 +3,8 @@ import errno
 import numpy as np
 import pytest
 
-from omr_ray import config, runs
+from omr_ray import runs
+from omr_ray.config.run import RunConfig
 from omr_ray.types import LearnerState, UserError
 
 
@@ -12,8 +13,8 @@ def state(version: int) -> LearnerState:
     return LearnerState(policy_version=version, weights=weights, ema=weights, optimizer={"a.exp_avg": np.ones(3, np.float32) / 3})
 
 
-def run_config(**changes) -> config.RunConfig:
-    return config.RunConfig(name="test", sampler={"steps": 10, "window": (1, 10)}, **changes)
+def run_config(**changes) -> RunConfig:
+    return RunConfig(name="test", sampler={"steps": 10, "window": (1, 10)}, **changes)
 
 
 def test_a_checkpoint_comes_back_bit_for_bit_and_only_the_newest_are_kept(tmp_path):
@@ -71,4 +72,4 @@ def test_a_run_directory_is_neither_overwritten_nor_shared_nor_changed(tmp_path)
     with pytest.raises(UserError, match=r"learner.learning_rate: 0.0003 -> 0.1 changed"):
         runs.RunDirectory(directory, run_config(learner={"learning_rate": 0.1}), resume=True)
     runs.RunDirectory(directory, run_config(steps=500), resume=True).close()
-    assert config.load(directory / "config.yaml").steps == 500
+    assert RunConfig.load(directory / "config.yaml").steps == 500

@@ -3,8 +3,8 @@ import re
 import numpy as np
 import pytest
 
-from omr_ray import config as configs
-from omr_ray.config import RunConfig
+from omr_ray.config.reading import dump
+from omr_ray.config.run import RunConfig
 from omr_ray.evaluation import protocols
 from omr_ray.evaluation.plots import running_mean
 from omr_ray.evaluation.protocols import Evaluation, HeldOut, RoundsToIntent, SheetRound, SheetRow
@@ -30,7 +30,7 @@ BEFORE, AFTER = evaluation("before", [[0.5, 0.4], [0.7, 0.6]], [[4], [8]]), eval
 
 
 def test_a_run_becomes_one_page_that_fetches_nothing(tmp_path):
-    (tmp_path / "config.yaml").write_text(configs.dump(RunConfig(name="my-run")))
+    (tmp_path / "config.yaml").write_text(dump(RunConfig(name="my-run")))
     tracker = Tracker(tmp_path, tensorboard=False)
     tracker.log(1, {"reward/diversity/round_1": 0.1, "learner/kl": 0.01})
     tracker.time(1, {"seconds/rollout": 2.0, "seconds/step": 2.5})
@@ -53,7 +53,7 @@ def test_a_run_becomes_one_page_that_fetches_nothing(tmp_path):
 
 
 def test_a_run_without_evaluation_has_a_page_too(tmp_path):
-    (tmp_path / "config.yaml").write_text(configs.dump(RunConfig(name="young")))
+    (tmp_path / "config.yaml").write_text(dump(RunConfig(name="young")))
     assert "What changed" not in write_report(tmp_path).read_text()
 
 

@@ -1,7 +1,7 @@
 import subprocess
 import sys
 
-from omr_ray.config import Actors, RunConfig
+from omr_ray.config.run import Actors, RunConfig
 from omr_ray.workers.placement import bundles, learner_bundles, resources
 
 

@@ -1,34 +1,12 @@
-"""Every config class, `load` and `with_overrides`. Parsed before any heavy import; imports no torch.
-
-Configs are frozen and refuse unknown keys. A value that can take several shapes is a union chosen by `type` or `kind`.
-"""
+"""The config of a training run over dialogues (`omr-ray train`)."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
-import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from omr_ray.types import UserError
-
-
-class Config(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+from omr_ray.config.reading import Config
 
 # -- what is trained ---------------------------------------------------------------------------------------------------
 
@@ -275,7 +253,14 @@ class JsonDialogues(Config):
     path: str
 
 
-Dialogues = Annotated[AtelierDialogues | JsonDialogues, Field(discriminator="kind")]
+class ParquetDialogues(Config):
+    """What `omr-ray data build` wrote, here or in a bucket: its train split is trained on, its test split is held out."""
+
+    kind: Literal["parquet"] = "parquet"
+    path: str
+
+
+Dialogues = Annotated[AtelierDialogues | JsonDialogues | ParquetDialogues, Field(discriminator="kind")]
 
 
 class Checkpoints(Config):
@@ -334,94 +319,3 @@ class RunConfig(Config):
                 f"dialogues_per_step x sampler.siblings ({self.samples_per_step}) must divide by learner.ranks ({self.learner.ranks})"
             )
         return self
-
-
-# -- reading -----------------------------------------------------------------------------------------------------------
-
-
-def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a YAML file, apply dotted overrides ("sampler.steps=20"), validate. Every fault is one UserError line."""
-    path = Path(path)
-    try:
-        values = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such config file; the shipped ones are in configs/") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: a config is a mapping of keys to values, got {type(values).__name__}; see configs/atelier.yaml")
-    return _validated(_merged(values, overrides), source=str(path))
-
-
-def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
-    """`config` with dotted overrides applied; the command line and Ray Tune use the same keys."""
-    return _validated(_merged(config.model_dump(), overrides), source="override")
-
-
-def dump(config: RunConfig) -> str:
-    """The resolved config as YAML, every default written out."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
-def _merged(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    values = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise UserError(f"override {override!r}: write KEY=VALUE with a dotted key, for example sampler.steps=20")
-        *parents, last = key.split(".")
-        node = values
-        for parent in parents:
-            child = node.get(parent)
-            node[parent] = node = dict(child) if isinstance(child, dict) else {}
-        node[last] = yaml.safe_load(text)
-    return values
-
-
-def _validated(values: dict[str, Any], source: str) -> RunConfig:
-    try:
-        return RunConfig.model_validate(values)
-    except ValidationError as error:
-        raise UserError("; ".join(_explain(item, source) for item in error.errors()[:5])) from None
-
-
-def _explain(item: Any, source: str) -> str:
-    """One pydantic error as: file, key, rule, value and, for an unknown key, the nearest known one."""
-    location = [str(part) for part in item["loc"]]
-    key = ".".join(part for part in location if part not in _tags()) or "config"
-    if item["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(location[-1], _known_keys(location), n=1, cutoff=0.0)
-        return f"{source}: unknown key {key!r}; the nearest known one is {near[0]!r}"
-    message = item["msg"].removeprefix("Value error, ")
-    value = "" if isinstance(item["input"], dict) or item["type"] == "missing" else f", got {item['input']!r}"
-    return f"{source}: {key}: {message}{value}"
-
-
-def _known_keys(location: list[str]) -> list[str]:
-    """Field names of the class in which the last part of a pydantic error location was looked up."""
-    models: list[type[BaseModel]] = [RunConfig]
-    for part in location[:-1]:
-        members = [m for model in models if part in model.model_fields for m in _models_in(model.model_fields[part])]
-        models = members or [model for model in models if part in _tags_of(model)]
-    return sorted({name for model in models for name in model.model_fields})
-
-
-def _models_in(field: Any) -> Iterator[type[BaseModel]]:
-    candidates = get_args(field.annotation) or (field.annotation,)
-    return (c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
-
-
-def _tags_of(model: type[BaseModel]) -> tuple[str, ...]:
-    return tuple(tag for name in ("type", "kind") if name in model.model_fields for tag in get_args(model.model_fields[name].annotation))
-
-
-def _tags() -> set[str]:
-    """Values of `type` and `kind`: pydantic puts them into error locations, a person did not write them there."""
-    return {tag for field in RunConfig.model_fields.values() for model in _models_in(field) for tag in _all_tags(model)}
-
-
-def _all_tags(model: type[BaseModel]) -> Iterator[str]:
-    yield from _tags_of(model)
-    for field in model.model_fields.values():
-        for child in _models_in(field):
-            yield from _all_tags(child)
