@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,7 +88,16 @@ def _parser() -> argparse.ArgumentParser:
     show = _command(actions, "show", _atelier_show, "draw dialogues of the embedded world into a picture")
     show.add_argument("--out", type=Path, required=True, help="PNG file")
     _data_commands(commands)
+    _reward_commands(commands)
     return parser
+
+
+def _reward_commands(commands: Any) -> None:
+    reward = commands.add_parser("reward", help="the Qwen-VL reward model: train it on preference pairs, judge it")
+    actions = reward.add_subparsers(metavar="ACTION", required=True)
+    train = _command(actions, "train", _reward_train, "QLoRA or full training on preference pairs, under Ray Train", config=True)
+    train.add_argument("--out", type=Path, help="run directory (default: runs/NAME)")
+    train.add_argument("--resume", action="store_true", help="continue from the last good checkpoint of the run directory")
 
 
 def _data_commands(commands: Any) -> None:
@@ -150,6 +160,17 @@ def _bench(options: argparse.Namespace) -> dict:
     from omr_ray.bench import bench
 
     return bench(config, what=options.what, repeats=options.repeats)
+
+
+def _reward_train(options: argparse.Namespace) -> dict:
+    from omr_ray.config.reward import RewardRun
+
+    config = RewardRun.load(options.config, options.overrides)
+    from omr_ray.ray_session import connected
+    from omr_ray.training.reward_model import train
+
+    with connected(math.ceil(config.trainer.ranks * config.worker.num_cpus)):
+        return train(config, options.out or Path("runs") / config.name, resume=options.resume)
 
 
 def _data_build(options: argparse.Namespace) -> dict:

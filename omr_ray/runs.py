@@ -16,13 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from omr_ray.config.reading import dump
+from omr_ray.config.reading import Config, dump
+from omr_ray.config.reward import RewardRun
 from omr_ray.config.run import RunConfig
 from omr_ray.types import LearnerState, UserError
 from omr_ray.weights import read_safetensors, write_safetensors_atomic
 
 # What may change between a run and its resumption: everything else would make one curve of two experiments.
 CHANGEABLE = {"steps", "workers", "checkpoint", "tracking", "cluster"}
+
+
+RunKind = RunConfig | RewardRun
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +39,7 @@ class Checkpoint:
 class RunDirectory:
     """Opens (creating or resuming) and locks a run directory. Raises UserError where that would lose or mix results."""
 
-    def __init__(self, path: Path, config: RunConfig, *, resume: bool) -> None:
+    def __init__(self, path: Path, config: RunKind, *, resume: bool) -> None:
         self.path = path
         config_file = path / "config.yaml"
         if resume and not config_file.exists():
@@ -45,7 +49,7 @@ class RunDirectory:
         path.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(path / ".lock")
         if resume:
-            _refuse_changes(RunConfig.load(config_file), config, config_file)
+            _refuse_changes(type(config).load(config_file), config, config_file)
         write_text_atomic(config_file, dump(config))
         self.checkpoints = Checkpoints(path / "checkpoints", keep=config.checkpoint.keep)
 
@@ -144,7 +148,7 @@ def _locked(file: Path) -> IO[str]:
     return stream
 
 
-def _refuse_changes(before: RunConfig, after: RunConfig, file: Path) -> None:
+def _refuse_changes(before: Config, after: Config, file: Path) -> None:
     old, new = (_flat(config.model_dump(mode="json")) for config in (before, after))
     changed = sorted(key for key in old.keys() | new.keys() if key.split(".")[0] not in CHANGEABLE and old.get(key) != new.get(key))
     if changed:

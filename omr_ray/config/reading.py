@@ -47,18 +47,25 @@ def dump(config: Config) -> str:
 
 
 def _merged(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    values = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise UserError(f"override {override!r}: write KEY=VALUE with a dotted key, for example sampler.steps=20")
-        *parents, last = key.split(".")
-        node = values
-        for parent in parents:
-            child = node.get(parent)
-            node[parent] = node = dict(child) if isinstance(child, dict) else {}
-        node[last] = yaml.safe_load(text)
+        values = _with(values, key.split("."), yaml.safe_load(text), override)
     return values
+
+
+def _with(node: Any, keys: Sequence[str], value: Any, override: str) -> Any:
+    """A copy of `node` in which the value at `keys` is `value`; a number is a place in a list."""
+    if not keys:
+        return value
+    if isinstance(node, list | tuple):
+        if not keys[0].isdigit() or int(keys[0]) >= len(node):
+            raise UserError(f"override {override!r}: {keys[0]!r} is no place in a list of {len(node)}; they are counted from 0")
+        place = int(keys[0])
+        return [*node[:place], _with(node[place], keys[1:], value, override), *node[place + 1 :]]
+    known = node if isinstance(node, dict) else {}
+    return {**known, keys[0]: _with(known.get(keys[0]), keys[1:], value, override)}
 
 
 def _validated(values: dict[str, Any], kind: type[AnyConfig], source: str) -> AnyConfig:

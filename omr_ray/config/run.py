@@ -175,21 +175,26 @@ class NoiseLoss(Config):
     target: Literal["lora", "unet"] = "lora"
 
 
-class Learner(Config):
-    """A DeepSpeed group of `ranks` actors."""
+class Optimization(Config):
+    """AdamW in a DeepSpeed group of `ranks` processes."""
 
     ranks: PositiveInt = 1
     zero_stage: Literal[0, 1, 2, 3] = 0
     learning_rate: PositiveFloat = 3e-4
-    warmup_steps: NonNegativeInt = 0
-    cooldown_steps: NonNegativeInt = Field(0, description="the rate falls in a straight line over the last ones, to nothing behind them")
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: NonNegativeFloat = 0.0
     max_grad_norm: PositiveFloat = 1.0
     micro_batch: PositiveInt = Field(64, description="rows of one forward; the rest is gradient accumulation")
-    ema_decay: float = Field(0.95, ge=0, lt=1, description="of the adapter; 0 turns it off")
     gradient_checkpointing: bool = False
     deepspeed: str | None = Field(None, description="a DeepSpeed JSON file whose keys are added to ours")
+
+
+class Learner(Optimization):
+    """The learner of a training run over dialogues."""
+
+    warmup_steps: NonNegativeInt = 0
+    cooldown_steps: NonNegativeInt = Field(0, description="the rate falls in a straight line over the last ones, to nothing behind them")
+    ema_decay: float = Field(0.95, ge=0, lt=1, description="of the adapter; 0 turns it off")
 
 
 # -- actors and machines -----------------------------------------------------------------------------------------------

@@ -187,6 +187,13 @@ class StoredTable:
         first = self._ends[place - 1] if place else 0
         return self._read_group(*self._groups[place]).slice(index - first, 1).to_pylist()[0]
 
+    def take(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """The rows `indices`, in that order; every row group among them is read once."""
+        found: dict[int, dict[str, Any]] = {}
+        for index in sorted(set(indices)):
+            found[index] = self[index]
+        return [found[index] for index in indices]
+
     @cached_property
     def _groups(self) -> list[tuple[str, int]]:
         return [group for group, _ in self._sizes]

@@ -30,25 +30,29 @@ class QwenInputs:
         before, after = REWARD_TEMPLATE.split("{prompt}")
         self._before, self._after = self._encode(before), self._encode(after)
 
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """images float [N, 3, H, W] in [0, 1], N prompts. Rows are padded on the right, so the answer position of a row
-        is its last unmasked token.
+    def __call__(self, images: Tensor | Sequence[Tensor], prompts: Sequence[str]) -> dict[str, Tensor]:
+        """images float [N, 3, H, W] in [0, 1], or N of [3, H, W] of any sizes, and N prompts.
+
+        Rows are padded on the right, so the answer position of a row is its last unmasked token.
 
         Returns input_ids, attention_mask, mm_token_type_ids i64 [N, L], pixel_values [N * patches, 3 * 2 * p * p] and
         image_grid_thw i64 [N, 3]; differentiable in images.
         """
         if len(images) != len(prompts):
             raise ValueError(f"every image needs one prompt, got {len(images)} images and {len(prompts)} prompts")
-        pixel_values, grid = patchify(images, self.image_processor)
-        placeholders = int(grid[0].prod()) // self.image_processor.merge_size**2
-        rows = [torch.tensor(self.token_ids(str(prompt), placeholders)) for prompt in prompts]
+        if isinstance(images, Tensor):
+            pixel_values, grid = patchify(images, self.image_processor)
+        else:
+            pixel_values, grid = map(torch.cat, zip(*(patchify(image[None], self.image_processor) for image in images), strict=True))
+        placeholders = (grid.prod(1) // self.image_processor.merge_size**2).tolist()
+        rows = [torch.tensor(self.token_ids(str(prompt), count)) for prompt, count in zip(prompts, placeholders, strict=True)]
         lengths = torch.tensor([len(row) for row in rows])
         # Any id will do as padding: it is masked. The template's last one is in every vocabulary.
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self._after[-1])
         return {
-            "input_ids": ids.to(images.device),
-            "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long().to(images.device),
-            "mm_token_type_ids": (ids == self.image_token_id).long().to(images.device),
+            "input_ids": ids.to(grid.device),
+            "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long().to(grid.device),
+            "mm_token_type_ids": (ids == self.image_token_id).long().to(grid.device),
             "pixel_values": pixel_values,
             "image_grid_thw": grid,
         }

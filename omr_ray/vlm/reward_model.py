@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -19,6 +20,14 @@ from omr_ray.weights import check_directory, read_safetensors, reported, write_s
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 HEAD_FILE = "reward_head.safetensors"
+
+
+def linear_head(width: int) -> nn.Linear:
+    """A scalar head that starts as the mean."""
+    head = nn.Linear(width, 1)
+    nn.init.constant_(head.weight, 1 / width)
+    nn.init.zeros_(head.bias)
+    return head
 
 
 class RewardModel(nn.Module):
@@ -32,12 +41,7 @@ class RewardModel(nn.Module):
         super().__init__()
         self.network: Any = network  # a family's base model, or its ForConditionalGeneration, whose last layer is passed over
         self.inputs = QwenInputs(tokenizer, image_processor)
-        self.head: nn.Linear | None = None
-        if head == "linear":
-            width = network.config.text_config.hidden_size
-            self.head = nn.Linear(width, 1)
-            nn.init.constant_(self.head.weight, 1 / width)
-            nn.init.zeros_(self.head.bias)
+        self.head = linear_head(network.config.text_config.hidden_size) if head == "linear" else None
 
     @classmethod
     def from_pretrained(
@@ -60,25 +64,44 @@ class RewardModel(nn.Module):
         if loading["missing_keys"]:
             names = sorted(loading["missing_keys"])
             raise UserError(f"reward model {path}: {len(names)} weights are missing, the first is {names[0]!r}; fetch it again")
-        model = cls(network, tokenizer, processor, head)
-        if model.head is not None and (Path(path) / HEAD_FILE).exists():
-            weights = {name: torch.tensor(value) for name, value in read_safetensors(Path(path) / HEAD_FILE).items()}
-            with reported(Path(path) / HEAD_FILE):
-                model.head.load_state_dict(weights)
+        model = cls(network, tokenizer, processor, "linear" if (Path(path) / HEAD_FILE).exists() else head)
+        model.load_head(path)
         return model.to(device).eval().requires_grad_(False)
+
+    def with_adapter(self, path: str | Path) -> RewardModel:
+        """This model with a PEFT adapter merged into its weights, and the adapter's head. Raises UserError as `from_pretrained`."""
+        check_directory(path)
+        with reported(path):
+            self.network = PeftModel.from_pretrained(self.network, str(path)).merge_and_unload()
+        if self.head is None and (Path(path) / HEAD_FILE).exists():
+            self.head = linear_head(self.network.config.text_config.hidden_size).to(self.device)
+        self.load_head(path)
+        return self.eval().requires_grad_(False)  # type: ignore[return-value]
+
+    def load_head(self, path: str | Path) -> None:
+        """The linear head that lies at `path`, if this model has one and there is one."""
+        file = Path(path) / HEAD_FILE
+        if self.head is not None and file.exists():
+            weights = {name: torch.tensor(value) for name, value in read_safetensors(file).items()}
+            with reported(file):
+                self.head.load_state_dict(weights)
+
+    def save_head(self, path: str | Path) -> None:
+        if self.head is not None:
+            arrays = {name: value.float().cpu().numpy() for name, value in self.head.state_dict().items()}
+            write_safetensors_atomic(Path(path) / HEAD_FILE, arrays, {"head": "linear"})
 
     def save_pretrained(self, path: str | Path) -> None:
         """Network, tokenizer, image processor and, where there is one, the head; `from_pretrained` reads it back."""
         self.network.save_pretrained(path)
         self.inputs.tokenizer.save_pretrained(path)
         self.inputs.image_processor.save_pretrained(path)
-        if self.head is not None:
-            arrays = {name: value.float().cpu().numpy() for name, value in self.head.state_dict().items()}
-            write_safetensors_atomic(Path(path) / HEAD_FILE, arrays, {"head": "linear"})
+        self.save_head(path)
 
-    def score_tensor(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Differentiable rewards of images [N, 3, H, W] in [0, 1] under N prompts, float32 [N] (OMR eq. 8)."""
-        inputs = self.inputs(images.to(self.device), prompts)
+    def score_tensor(self, images: Tensor | Sequence[Tensor], prompts: Sequence[str]) -> Tensor:
+        """Differentiable rewards of images [N, 3, H, W] in [0, 1], or N of any sizes, under N prompts, float32 [N] (OMR eq. 8)."""
+        on_device = images.to(self.device) if isinstance(images, Tensor) else [image.to(self.device) for image in images]
+        inputs = self.inputs(on_device, prompts)
         hidden = self.network.base_model(**inputs, use_cache=False).last_hidden_state
         answer = inputs["attention_mask"].sum(1) - 1
         state = hidden[torch.arange(len(hidden), device=hidden.device), answer].float()

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from omr_ray.config.run import Learner
+from omr_ray.config.run import Optimization
 from omr_ray.types import UserError
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -33,9 +33,19 @@ OURS = (
 
 def join_group(*, rank: int, world_size: int, local_rank: int, address: str, port: int, device: str, timeout_s: float) -> None:
     """Enter the process group of the learner: gloo on CPU, NCCL on GPU. Every later collective ends after `timeout_s`."""
-    cpu = device == "cpu"
     values = {"RANK": rank, "WORLD_SIZE": world_size, "LOCAL_RANK": local_rank, "MASTER_ADDR": address, "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in values.items()} | ({"DS_ACCELERATOR": "cpu"} if cpu else {})
+    os.environ |= {name: str(value) for name, value in values.items()}
+    _init_deepspeed(device, timeout_s, dist_init_required=True)
+
+
+def use_group(device: str, timeout_s: float) -> None:
+    """Let DeepSpeed use the process group that torch is in already (Ray Train starts one)."""
+    _init_deepspeed(device, timeout_s, dist_init_required=False)
+
+
+def _init_deepspeed(device: str, timeout_s: float, *, dist_init_required: bool) -> None:
+    cpu = device == "cpu"
+    os.environ |= {"DS_ACCELERATOR": "cpu"} if cpu else {}
     import deepspeed  # reads DS_ACCELERATOR as it is imported
     import deepspeed.ops
 
@@ -45,7 +55,11 @@ def join_group(*, rank: int, world_size: int, local_rank: int, address: str, por
     # in /dev/shm behind when a rank is killed. Without it DeepSpeed takes gloo, and no compiler is needed.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(
-        "gloo" if cpu else "nccl", auto_mpi_discovery=False, verbose=False, timeout=timedelta(seconds=timeout_s), dist_init_required=True
+        "gloo" if cpu else "nccl",
+        auto_mpi_discovery=False,
+        verbose=False,
+        timeout=timedelta(seconds=timeout_s),
+        dist_init_required=dist_init_required,
     )
 
 
@@ -55,20 +69,20 @@ def leave_group() -> None:
         torch.distributed.destroy_process_group()
 
 
-def deepspeed_config(learner: Learner, trainable: int) -> dict[str, Any]:
+def deepspeed_config(learner: Optimization, trainable: int) -> dict[str, Any]:
     """The DeepSpeed config of `learner` for `trainable` parameters, its JSON file merged in.
 
     Batch sizes are 1 because micro-batches are counted, scaled and accumulated by LearnerRank. There is no bf16 section:
     the base may be bfloat16, but the LoRA parameters, the only ones DeepSpeed updates, are float32.
     Raises UserError for a file that is not readable or sets a key that follows from our own config.
     """
+    bucket = trainable + trainable % 2  # DeepSpeed wants an even number; its default is gigabytes
     ours: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": learner.max_grad_norm,
         "steps_per_print": 2**31,
-        # The buckets default to gigabytes; an adapter fits into one of its own size.
-        "zero_optimization": {"stage": learner.zero_stage, "reduce_bucket_size": trainable, "allgather_bucket_size": trainable},
+        "zero_optimization": {"stage": learner.zero_stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket},
     }
     if learner.deepspeed is None:
         return ours
@@ -92,7 +106,9 @@ class AdapterEngine:
     the whole group. Gradients of successive `accumulate` calls and of all ranks are added, nothing is averaged.
     """
 
-    def __init__(self, objective: nn.Module, parameters: Mapping[str, nn.Parameter], learner: Learner, channels_last: bool = False) -> None:
+    def __init__(
+        self, objective: nn.Module, parameters: Mapping[str, nn.Parameter], learner: Optimization, channels_last: bool = False
+    ) -> None:
         import deepspeed
 
         self.parameters = dict(parameters)

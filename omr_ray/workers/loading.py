@@ -6,16 +6,22 @@ the driver, which only starts them, neither. Each costs seconds of every start.
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omr_ray.atelier import WEIGHTS
 from omr_ray.config.run import Actor, AtelierModel, DiffusersModel, Lora, PreferenceModel, Sampler
 from omr_ray.types import UserError
+from omr_ray.weights import reported
 
 if TYPE_CHECKING:
     from omr_ray.diffusion.policy import Policy
     from omr_ray.diffusion.sampler import MultiRoundSampler
     from omr_ray.vlm.reward_model import RewardModel
+
+
+ADAPTER_CONFIG = "adapter_config.json"  # of a PEFT directory
 
 
 def device_for(actors: Actor, pool: str) -> str:
@@ -57,12 +63,21 @@ def sampler_from(policy: Policy, sampler: Sampler) -> MultiRoundSampler:
 
 
 def reward_model_from(preference: PreferenceModel, device: str = "cpu", threads: int | None = None) -> RewardModel:
-    """The frozen preference model."""
+    """The frozen preference model: a whole one, or an adapter of `omr-ray reward train`, which names its base."""
     from omr_ray.vlm.reward_model import RewardModel
 
     _set_threads(threads)
-    path = str(WEIGHTS / "reward_model") if preference.path == "atelier" else preference.path
-    return RewardModel.from_pretrained(path, dtype=preference.dtype, device=device)
+    base, adapter = preference.path, None
+    if (Path(base) / ADAPTER_CONFIG).exists():
+        with reported(base):
+            base, adapter = json.loads((Path(base) / ADAPTER_CONFIG).read_text())["base_model_name_or_path"], base
+    model = RewardModel.from_pretrained(reward_model_path(base), dtype=preference.dtype, device=device)
+    return model if adapter is None else model.with_adapter(adapter)
+
+
+def reward_model_path(path: str) -> str:
+    """Directory or hub id of a reward model, or of the network it is to be made from."""
+    return str(WEIGHTS / "reward_model") if path == "atelier" else path
 
 
 def _set_threads(threads: int | None) -> None:

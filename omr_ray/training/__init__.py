@@ -1,0 +1,1 @@
+"""Supervised jobs on Ray Train."""
