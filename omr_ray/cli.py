@@ -98,6 +98,13 @@ def _reward_commands(commands: Any) -> None:
     train = _command(actions, "train", _reward_train, "QLoRA or full training on preference pairs, under Ray Train", config=True)
     train.add_argument("--out", type=Path, help="run directory (default: runs/NAME)")
     train.add_argument("--resume", action="store_true", help="continue from the last good checkpoint of the run directory")
+    evaluate = _command(actions, "evaluate", _reward_evaluate, "accuracy by source and kind of negative, margins, calibration")
+    evaluate.add_argument("model", help="what `reward train` wrote, a directory or hub id, or atelier for the embedded one")
+    evaluate.add_argument("--data", required=True, help="what `data build` wrote; its test split is judged")
+    evaluate.add_argument("--out", type=Path, required=True, help="directory for the report")
+    evaluate.add_argument("--limit", type=int, default=10_000, help="at most so many pairs")
+    evaluate.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    evaluate.add_argument("--device", default="cpu")
 
 
 def _data_commands(commands: Any) -> None:
@@ -171,6 +178,12 @@ def _reward_train(options: argparse.Namespace) -> dict:
 
     with connected(math.ceil(config.trainer.ranks * config.worker.num_cpus)):
         return train(config, options.out or Path("runs") / config.name, resume=options.resume)
+
+
+def _reward_evaluate(options: argparse.Namespace) -> dict:
+    from omr_ray.workers.reward_evaluation import evaluate
+
+    return evaluate(options.model, options.data, options.out, limit=options.limit, dtype=options.dtype, device=options.device)
 
 
 def _data_build(options: argparse.Namespace) -> dict:

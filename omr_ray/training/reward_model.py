@@ -7,7 +7,6 @@ Which pairs an update takes follows from its number: a resumed run sees the same
 
 from __future__ import annotations
 
-import io
 import math
 import os
 from collections.abc import Iterator
@@ -15,13 +14,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray.train
 import torch
 import yaml
-from PIL import Image
 from ray.train.torch import TorchConfig, TorchTrainer
-from torch import Tensor
 
 from omr_ray.config.reading import dump
 from omr_ray.config.reward import RewardRun
@@ -31,6 +27,7 @@ from omr_ray.runs import Checkpoints, RunDirectory
 from omr_ray.tracking import Tracker
 from omr_ray.training.reward_objective import PairPart, PreferenceObjective
 from omr_ray.types import LearnerState, UserError
+from omr_ray.vlm.inputs import decoded
 from omr_ray.vlm.trainable import TrainableRewardModel
 from omr_ray.workers.learner_engine import AdapterEngine, use_group
 from omr_ray.workers.loading import device_for, reward_model_path
@@ -151,17 +148,11 @@ def _parts(config: RewardRun, table: StoredTable, update: int, rank: int, ranks:
         pairs = table.take(mine[start : start + config.trainer.micro_batch])
         yield PairPart(
             prompts=[pair["prompt"] for pair in pairs],
-            chosen=[pixels(pair["chosen"]["bytes"]) for pair in pairs],
-            rejected=[pixels(pair["rejected"]["bytes"]) for pair in pairs],
+            chosen=[decoded(pair["chosen"]["bytes"]) for pair in pairs],
+            rejected=[decoded(pair["rejected"]["bytes"]) for pair in pairs],
             present=torch.ones(len(pairs)),
             scale=1 / len(rows),
         )
-
-
-def pixels(content: bytes) -> Tensor:
-    """An encoded image as float32 [3 H W] in [0, 1]."""
-    with Image.open(io.BytesIO(content)) as opened:
-        return torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1).float() / 255
 
 
 def _load(parameters: dict[str, torch.nn.Parameter], state: LearnerState) -> None:

@@ -6,11 +6,14 @@ the image. The token ids equal those of the family's processor, which cannot be 
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
@@ -66,6 +69,12 @@ class QwenInputs:
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"]
+
+
+def decoded(content: bytes) -> Tensor:
+    """An encoded image as float32 [3 H W] in [0, 1]."""
+    with Image.open(io.BytesIO(content)) as opened:
+        return torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1).float() / 255
 
 
 def patchify(images: Tensor, processor: Qwen2VLImageProcessorPil) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ from omr_ray.data.rows import write_part
 from omr_ray.data.store import StoredTable
 from omr_ray.training import reward_model as training
 from omr_ray.types import UserError
+from omr_ray.vlm.inputs import decoded
 from omr_ray.weights import read_safetensors
 from omr_ray.workers.loading import reward_model_from
 from tests.tiny_qwen import make_tiny_qwen
@@ -85,7 +86,7 @@ def test_two_ranks_learn_as_one_and_the_adapter_is_read_back(data, tiny, tmp_pat
     model = reward_model_from(PreferenceModel(path=str(tmp_path / "1/model")))
     base = reward_model_from(PreferenceModel(path=tiny))
     pairs = StoredTable(data, "preferences", "train").take(range(8))
-    images, prompts = [training.pixels(pair["chosen"]["bytes"]) for pair in pairs], [pair["prompt"] for pair in pairs]
+    images, prompts = [decoded(pair["chosen"]["bytes"]) for pair in pairs], [pair["prompt"] for pair in pairs]
     with torch.no_grad():
         difference = model.score_tensor(images, prompts) - base.score_tensor(images, prompts)
         one_by_one = torch.cat([model.score_tensor(image[None], [prompt]) for image, prompt in zip(images, prompts, strict=True)])

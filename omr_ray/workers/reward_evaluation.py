@@ -1,0 +1,30 @@
+"""`omr-ray reward evaluate`: a reward model on the held-out pairs of a built table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from omr_ray.config.run import PreferenceModel
+from omr_ray.data.store import StoredTable
+from omr_ray.evaluation import reward
+from omr_ray.vlm.inputs import decoded
+from omr_ray.workers.loading import reward_model_from
+
+
+def evaluate(model: str, data: str, out: Path, *, limit: int, dtype: str, device: str) -> dict[str, Any]:
+    """Judge the model at `model` ("atelier", a directory or hub id, or what `reward train` wrote); writes the report below `out`."""
+    table = StoredTable(data, "preferences", "test")
+    network = reward_model_from(PreferenceModel.model_validate({"path": model, "dtype": dtype}), device)
+
+    @torch.no_grad()
+    def score(images: Sequence[bytes], prompts: Sequence[str]) -> np.ndarray:
+        return network.score_tensor([decoded(image) for image in images], prompts).double().cpu().numpy()
+
+    judged = reward.judge(table.rows(), score, weights=f"reward model {model}, data {data}", beta=1.0, limit=limit)
+    figures = {"accuracy": judged.accuracy.value, "interval": [judged.accuracy.low, judged.accuracy.high]}
+    return {**figures, "by_negative": {name: share.value for name, share in judged.by_negative.items()}, **reward.write(judged, out)}
