@@ -81,6 +81,16 @@ def bars(series: Series, *, x: str, y: str = "", colors: Mapping[str, str] | Non
     return _svg(draw, (4.4, 2.6))
 
 
+def histogram(values: Sequence[float], *, x: str, y: str, bins: int = 24) -> str:
+    """How often values fall into each of `bins` equal ranges."""
+
+    def draw(axes: Axes) -> None:
+        axes.hist(values, bins, color=ROUND_COLORS[0], rwidth=0.92)
+        _finish(axes, x, y, 1)
+
+    return _svg(draw, (4.4, 2.6))
+
+
 def stacked(steps: Sequence[float], parts: Mapping[str, Sequence[float]], *, x: str, y: str, most_bars: int = 60) -> str:
     """Bars of parts on top of one another; many steps are averaged into at most `most_bars` bars."""
 

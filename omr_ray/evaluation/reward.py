@@ -111,13 +111,9 @@ def calibrated(margins: np.ndarray, beta: float) -> dict[str, Any]:
 def write(judged: Judged, out: Path) -> dict[str, str]:
     """reward.json and reward.html below `out`."""
     write_atomic(out / "reward.json", json.dumps(asdict(judged), indent=1).encode())
-    edges = np.histogram_bin_edges(judged.margins, bins=24)
-    counts, _ = np.histogram(judged.margins, bins=edges)
     perfect = [0.5, 1.0]
     figures = {
-        "Margins, chosen minus rejected": plots.bars(
-            {"pairs": (list((edges[:-1] + edges[1:]) / 2), counts.tolist())}, x="margin", y="pairs"
-        ),
+        "Margins, chosen minus rejected": plots.histogram(judged.margins, x="margin", y="pairs"),
         "Calibration": plots.lines(
             {
                 "this model": ([sure for sure, _, _ in judged.calibration], [share for _, share, _ in judged.calibration]),
