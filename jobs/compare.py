@@ -2,8 +2,8 @@
 
     python jobs/compare.py configs/atelier_full.yaml --out runs/compare --seeds 0 1 2 --steps PPO=100 L_multi=200
 
-"config" is the file as it stands.
-A run that is finished is not repeated, one that was cut off is resumed. Intervals: 95%, paired bootstrap over (seed, dialogue).
+"config" is the file as it stands. A run that is finished is not repeated, one that was cut off is resumed.
+Intervals: 95%, paired bootstrap over dialogues, each averaged over the seeds: all seeds are judged on the same ones.
 """
 
 import argparse
@@ -38,9 +38,9 @@ VARIANTS = {
 
 def figures(runs: list[Path]) -> list[str]:
     pairs = [[protocols.load(run / "evaluation", phase) for phase in ("before", "after")] for run in runs]
-    last = [np.concatenate([protocols.last_round(pair[side].held_out.accuracy) for pair in pairs]) for side in (0, 1)]
-    spread = [np.concatenate([protocols.over_rounds(pair[side].held_out.diversity) for pair in pairs]) for side in (0, 1)]
-    rounds = [np.concatenate([pair[side].intent.rounds.mean(axis=1) for pair in pairs]) for side in (0, 1)]
+    last = [np.mean([protocols.last_round(pair[side].held_out.accuracy) for pair in pairs], axis=0) for side in (0, 1)]
+    spread = [np.mean([protocols.over_rounds(pair[side].held_out.diversity) for pair in pairs], axis=0) for side in (0, 1)]
+    rounds = [np.mean([pair[side].intent.rounds.mean(axis=1) for pair in pairs], axis=0) for side in (0, 1)]
     gain, low, high = metrics.paired_bootstrap(*last, 10_000, 0)
     fewer, few_low, few_high = (100 * (value - 1) for value in metrics.paired_ratio(*rounds, 10_000, 0))
     seconds = np.mean([sum(line["seconds/step"] for line in read_metrics(run / "timings.jsonl")) for run in runs])
