@@ -76,10 +76,6 @@ class Folder:
         with Replacing(self, name) as opened:
             opened.write(content)
 
-    def remove(self, name: str) -> None:
-        if self.exists(name):
-            self.fs.delete_file(self.at(name))
-
 
 class Replacing:
     """A file that appears under its name when it is complete; where writing fails, the old one stays.

@@ -119,8 +119,8 @@ def _worker(settings: dict[str, str]) -> dict[str, float]:
         sums = torch.zeros(4, dtype=torch.float64)
         for number, part in enumerate(parts, start=1):
             values = engine.accumulate(part, last=number == len(parts))
-            kept = values["present"].double()
-            sums += torch.stack([(values[name] * kept).sum().double() for name in ("loss", "margin", "accuracy")] + [kept.sum()]).cpu()
+            sums[:3] += torch.stack([values[name].double().sum() for name in ("loss", "margin", "accuracy")]).cpu()
+            sums[3] += len(part.prompts)
         norm = engine.apply(rate)
         torch.distributed.all_reduce(sums)
         metrics = {name: float(value / sums[3]) for name, value in zip(("loss", "margin", "accuracy"), sums, strict=False)}
@@ -150,7 +150,6 @@ def _parts(config: RewardRun, table: StoredTable, update: int, rank: int, ranks:
             prompts=[pair["prompt"] for pair in pairs],
             chosen=[decoded(pair["chosen"]["bytes"]) for pair in pairs],
             rejected=[decoded(pair["rejected"]["bytes"]) for pair in pairs],
-            present=torch.ones(len(pairs)),
             scale=1 / len(rows),
         )
 

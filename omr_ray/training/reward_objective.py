@@ -19,7 +19,6 @@ class PairPart:
     prompts: Sequence[str]
     chosen: Sequence[Tensor]  # n of [3 H W] in [0, 1]
     rejected: Sequence[Tensor]
-    present: Tensor  # f32 [n], 1, or 0 for a pair that only fills the shape
     scale: float
 
 
@@ -31,7 +30,7 @@ class PreferenceObjective(nn.Module):
         self.model, self.beta, self.reference = model, beta, reference
 
     def forward(self, part: PairPart) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and for each pair [n] its loss, its margin, whether the chosen image scores higher, and `present`."""
+        """The loss, and for each pair [n] its loss, its margin and whether the chosen image scores higher."""
         images, prompts = [*part.chosen, *part.rejected], [*part.prompts, *part.prompts]
         chosen, rejected = self.model.score_tensor(images, prompts).chunk(2)
         references: tuple[Tensor | None, Tensor | None] = (None, None)
@@ -40,7 +39,6 @@ class PreferenceObjective(nn.Module):
                 first, second = self.model.score_tensor(images, prompts).chunk(2)
                 references = (first, second)
         losses = preference_loss(chosen, rejected, *references, beta=self.beta)
-        present = part.present.to(losses.device)
         margin = (chosen - rejected).detach()
-        values = {"loss": losses.detach(), "margin": margin, "accuracy": (margin > 0).float(), "present": present}
-        return part.scale * (present * losses).sum(), values
+        values = {"loss": losses.detach(), "margin": margin, "accuracy": (margin > 0).float()}
+        return part.scale * losses.sum(), values

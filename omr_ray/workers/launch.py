@@ -32,8 +32,6 @@ from omr_ray.workers.loading import model_path
 from omr_ray.workers.placement import total_cpus
 from omr_ray.workers.pool import RewardPool, RolloutPool
 
-HELD_OUT_SHARE = 5  # one dialogue file in five is never trained on
-
 
 def train(config: RunConfig, directory: Path, *, resume: bool) -> dict[str, Any]:
     """Train, evaluate before and after on the same held-out dialogues, export the adapter, write the report."""

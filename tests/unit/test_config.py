@@ -27,6 +27,13 @@ def test_every_shipped_config_loads_and_survives_a_dump(file, tmp_path):
     assert kind.load(tmp_path / "again.yaml") == loaded
 
 
+def test_an_override_reaches_into_a_list():
+    changed = DataConfig.load(CONFIGS / "data_atelier.yaml", ["sources.0.pairs=5"])
+    assert changed.sources[0].pairs == 5 and changed.sources[0].dialogues == 2000
+    with pytest.raises(UserError, match="'1' is no place in a list of 1; they are counted from 0"):
+        DataConfig.load(CONFIGS / "data_atelier.yaml", ["sources.1.pairs=5"])
+
+
 def test_overrides_are_typed_and_nested():
     changed = RunConfig.load(CONFIGS / "atelier.yaml", ["sampler.steps=12", "algorithm.clip_range=1e-4", "sampler.strength=[0.5,0.4]"])
     assert changed.sampler.steps == 12
