@@ -72,6 +72,12 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--adapter", type=Path, help="adapter to judge, in any of the three exported forms (default: the base)")
     evaluate.add_argument("--out", type=Path, required=True, help="directory for the result")
 
+    finetune = _command(
+        commands, "finetune", _finetune, "supervised training of the diffusion model on dialogues, under Ray Train", config=True
+    )
+    finetune.add_argument("--out", type=Path, help="run directory (default: runs/NAME)")
+    finetune.add_argument("--resume", action="store_true", help="continue from the last good checkpoint of the run directory")
+
     plan = _command(commands, "plan", _plan, "actors, placement, memory and traffic, without loading anything", config=True)
     del plan
 
@@ -151,6 +157,17 @@ def _evaluate(options: argparse.Namespace) -> dict:
     from omr_ray.workers.launch import evaluate
 
     return evaluate(config, options.out, adapter=options.adapter)
+
+
+def _finetune(options: argparse.Namespace) -> dict:
+    from omr_ray.config.finetune import FinetuneRun
+
+    config = FinetuneRun.load(options.config, options.overrides)
+    from omr_ray.ray_session import connected
+    from omr_ray.training.diffusion import train
+
+    with connected(math.ceil(config.trainer.ranks * config.worker.num_cpus)):
+        return train(config, options.out or Path("runs") / config.name, resume=options.resume)
 
 
 def _plan(options: argparse.Namespace) -> dict:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
@@ -80,3 +84,41 @@ class Counting:
         if not self._console.is_terminal and (time.monotonic() - self._said > self.LOG_EVERY_S or self._done == self._total):
             self._said = time.monotonic()
             self._console.print(f"{self._things} {self._done}/{self._total}  {figures}", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def following(metrics: Path) -> Iterator[None]:
+    """Show the last line of a run's metrics while others write it: its "progress" (0 to 1), loss and time left."""
+    console, stop = Console(stderr=True), threading.Event()
+    columns = (BarColumn(), TextColumn("{task.percentage:.0f}%"), TextColumn("{task.fields[figures]}"), TimeRemainingColumn())
+
+    def follow(bar: Progress) -> None:
+        task, said = bar.add_task("", total=1.0, figures="starting the workers"), time.monotonic()
+        while not stop.wait(1.0):
+            line = _last_line(metrics)
+            if line is None:
+                continue
+            figures = f"update {line['step']}  loss {line.get('loss', float('nan')):.4f}"
+            bar.update(task, completed=line["progress"], figures=figures)
+            if not console.is_terminal and time.monotonic() - said > Counting.LOG_EVERY_S:
+                said = time.monotonic()
+                console.print(f"{100 * line['progress']:.0f}%  {figures}", highlight=False, soft_wrap=True)
+
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        thread = threading.Thread(target=follow, args=(bar,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+
+def _last_line(file: Path) -> dict | None:
+    """The last whole line of a JSONL file; None while there is none."""
+    if not file.exists():
+        return None
+    with file.open("rb") as stream:
+        stream.seek(max(0, file.stat().st_size - 4096))
+        lines = stream.read().split(b"\n")[:-1]
+    return json.loads(lines[-1]) if lines else None

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from omr_ray.config.finetune import FinetuneRun
 from omr_ray.config.reading import Config, dump
 from omr_ray.config.reward import RewardRun
 from omr_ray.config.run import RunConfig
@@ -26,7 +27,7 @@ from omr_ray.weights import read_safetensors, write_safetensors_atomic
 CHANGEABLE = {"steps", "workers", "checkpoint", "tracking", "cluster"}
 
 
-RunKind = RunConfig | RewardRun
+RunKind = RunConfig | RewardRun | FinetuneRun
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,6 +49,20 @@ def one_step_regression(
     wanted, _, _ = ddim_mean_and_sigma(target, *steps, prediction_type="sample", eta=0.0)
     made, _, _ = ddim_mean_and_sigma(model_output, *steps, prediction_type=prediction_type, eta=0.0)
     return (wanted - made).square().flatten(1).mean(1)
+
+
+def draw_rounds(
+    rngs: Sequence[np.random.Generator], like: Tensor, tau1: tuple[float, float], tau2: tuple[float, float], steps: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `multi_round_loss` needs to be drawn, each row from a generator of its own: tau1 and tau2 i64 [N], even over
+    these shares of the `steps` of the training schedule, and noise1 and noise2 float32, shaped and placed as `like` [N, C, H, W].
+    """
+    drawn = []
+    for rng in rngs:
+        taus = (min(steps - 1, int(rng.uniform(*span) * steps)) for span in (tau1, tau2))
+        drawn.append((*taus, *rng.standard_normal((2, *like.shape[1:]), dtype=np.float32)))
+    first, second, noise1, noise2 = (torch.from_numpy(np.stack(column)).to(like.device) for column in zip(*drawn, strict=True))
+    return first, second, noise1, noise2
 
 
 def multi_round_loss(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from omr_ray.config.reading import Config
-from omr_ray.config.run import Actor, Checkpoints, Optimization, Tracking
+from omr_ray.config.trainer import TrainRun
 
 
 class QwenVl(Config):
@@ -35,30 +35,14 @@ class PreferenceData(Config):
     limit: PositiveInt | None = Field(None, description="at most so many pairs of the train split")
 
 
-class Trainer(Optimization):
-    """One pass over the data with a cosine schedule (OMR section 4.1: batch 128)."""
-
-    batch: PositiveInt = Field(128, description="pairs of one update, over all ranks")
-    epochs: PositiveInt = 1
-    warmup_share: float = Field(0.03, ge=0, lt=1, description="of all updates; then the rate falls as a cosine, to nothing")
-
-
-class RewardRun(Config):
+class RewardRun(TrainRun):
     """One training of a reward model."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
-    seed: NonNegativeInt = 0
     model: QwenVl = QwenVl()
     lora: QLora | None = Field(QLora(), description="null trains all weights")
     data: PreferenceData
     reference: bool = Field(True, description="the margin is taken over the frozen model's (DPO); false: the margin alone")
     beta: PositiveFloat = 1.0
-    trainer: Trainer = Trainer()
-    worker: Actor = Actor()
-    max_failures: NonNegativeInt = Field(3, description="dead workers that are survived")
-    timeout_s: PositiveFloat = Field(1800.0, description="limit of one collective, and of a start")
-    checkpoint: Checkpoints = Checkpoints(every=50)
-    tracking: Tracking = Tracking()
 
     @model_validator(mode="after")
     def what_is_frozen_fits(self) -> RewardRun:
@@ -68,6 +52,4 @@ class RewardRun(Config):
             raise ValueError("reference needs lora: the frozen model is the one without the adapter; set reference=false")
         if self.lora is not None and self.model.scratch:
             raise ValueError("model.scratch trains all weights; set lora to null")
-        if self.trainer.batch % self.trainer.ranks:
-            raise ValueError(f"trainer.batch ({self.trainer.batch}) must divide by trainer.ranks ({self.trainer.ranks})")
         return self

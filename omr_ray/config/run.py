@@ -35,6 +35,7 @@ class Lora(Config):
 
     rank: PositiveInt = 4
     alpha: PositiveFloat = 4.0
+    start: str | None = Field(None, description="an exported adapter that training starts from; None: one that changes nothing yet")
 
 
 class Sampler(Config):
@@ -164,15 +165,19 @@ class Refl(Config):
 Algorithm = Annotated[Ppo | Refl, Field(discriminator="type")]
 
 
-class NoiseLoss(Config):
-    """L_multi (OMR eq. 4, 5) on data pairs, beside the reward (Algorithm 1, lines 16-17). Weight 0 turns it off."""
+class MultiRoundLoss(Config):
+    """L_multi on pairs of consecutive rounds (OMR eq. 4, 5, 13). Weight 0 turns it off."""
 
     weight: NonNegativeFloat = 0.0
-    pairs_per_step: PositiveInt = 16
     tau1: tuple[float, float] = Field((0.3, 0.9), description="range of tau1, as a share of the training schedule")
     tau2: tuple[float, float] = Field((0.1, 0.9), description="range of tau2")
     through_rounds: bool = Field(False, description="let the gradient pass through the first round's x0 prediction")
-    target: Literal["lora", "unet"] = "lora"
+
+
+class NoiseLoss(MultiRoundLoss):
+    """L_multi on data pairs beside the reward (Algorithm 1, lines 16-17), into the adapter; `omr-ray finetune` has it for a whole UNet."""
+
+    pairs_per_step: PositiveInt = 16
 
 
 class Optimization(Config):

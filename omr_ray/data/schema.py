@@ -1,4 +1,6 @@
-"""The two Arrow schemas of everything that is stored: dialogues, and preference pairs. Images are bytes inside the rows.
+"""The Arrow schemas of everything that is stored: dialogues, preference pairs, and what was encoded of dialogues for training.
+
+Images are bytes inside the rows.
 
 An image is stored as the encoded bytes it came with (JPEG, PNG or WebP), beside the figures of its quality; a row whose
 images are elsewhere (text-only sources, or `missing_images: keep`) has null there. Both schemas carry a version in their
@@ -68,7 +70,26 @@ REJECTS = pa.schema(
     metadata={"omr_ray": "rejects", "version": VERSION},
 )
 
-TABLES = {"dialogues": DIALOGUES, "preferences": PREFERENCES, "rejects": REJECTS}
+# Numbers are little-endian bytes, float32 or float16 as the cache's cache.json says (latent_cache.py). C H W is of the bucket.
+LATENT_ROUND = pa.struct(
+    [
+        pa.field("latent", pa.binary(), nullable=False),  # [C H W], scaled
+        pa.field("hidden", pa.binary(), nullable=False),  # [L D], of the prompt
+        pa.field("pooled", pa.binary()),  # [D'], SDXL
+        pa.field("conditioning", pa.list_(pa.int32(), 6), nullable=False),  # buckets.Fitted
+    ]
+)
+
+LATENTS = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),  # of the dialogue
+        pa.field("rounds", pa.list_(LATENT_ROUND), nullable=False),  # those with an image
+        pa.field("consecutive", pa.list_(pa.bool_()), nullable=False),  # whether round i + 1 followed round i in the dialogue
+    ],
+    metadata={"omr_ray": "latents", "version": VERSION},
+)
+
+TABLES = {"dialogues": DIALOGUES, "preferences": PREFERENCES, "rejects": REJECTS, "latents": LATENTS}
 
 
 def check(found: pa.Schema, name: str, path: str) -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
+from huggingface_hub import snapshot_download
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from omr_ray.types import UserError
 from omr_ray.weights import check_directory, reported
 
+SHARED_PARTS = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 TEXT_ENCODERS: dict[str, Any] = {"CLIPTextModel": CLIPTextModel, "CLIPTextModelWithProjection": CLIPTextModelWithProjection}
 
 
@@ -53,6 +56,17 @@ def load_parts(path: str, dtype: torch.dtype) -> Parts:
     return Parts(
         unet=unet, vae=vae, text_encoders=encoders, tokenizers=tokenizers, scheduler=scheduler, zero_empty_prompt=zero_empty_prompt
     )
+
+
+def save_pipeline(path: str, unet: Any, directory: Path) -> None:
+    """The pipeline at `path`, a directory or a hub id that was loaded before, with `unet` in the place of its own."""
+    source = Path(path) if Path(path).is_dir() else Path(snapshot_download(path, local_files_only=True))
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in SHARED_PARTS:
+        if (source / name).is_dir():
+            shutil.copytree(source / name, directory / name, dirs_exist_ok=True)
+    unet.save_pretrained(directory / "unet")
+    shutil.copyfile(source / "model_index.json", directory / "model_index.json")  # last: without it nothing loads
 
 
 def _model_index(path: str) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class Policy:
     and all the scheduler's arithmetic are float32.
     """
 
-    def __init__(self, parts: Parts, *, path: str, rank: int, alpha: float) -> None:
+    def __init__(self, parts: Parts, *, path: str, rank: int | None, alpha: float) -> None:
         self.path, self.rank, self.alpha = path, rank, alpha
         self.network, self.vae = parts.unet, parts.vae
         self.text = TextEncoders(parts.tokenizers, parts.text_encoders, parts.zero_empty_prompt)
@@ -49,7 +49,9 @@ class Policy:
         size = self.network.config.sample_size
         self.height, self.width = (side * self.vae_factor for side in ((size, size) if isinstance(size, int) else size))
         self._memory_format = torch.contiguous_format
-        self._add_lora()
+        self._layers: list[LoraLayer] = []
+        if rank is not None:
+            self._add_lora(rank)
         self.unet: Any = self.network
 
     @classmethod
@@ -59,12 +61,15 @@ class Policy:
         *,
         dtype: str = "float32",
         device: str = "cpu",
-        rank: int = 4,
+        rank: int | None = 4,
         alpha: float = 4.0,
         channels_last: bool = False,
         compile: bool = False,
     ) -> Policy:
-        """Load a model directory in the diffusers format, or a hub id. Raises UserError for one that cannot be used."""
+        """Load a model directory in the diffusers format, or a hub id. Raises UserError for one that cannot be used.
+
+        rank None adds no adapter: there is nothing to turn off, and the UNet itself is what learns, if anything does.
+        """
         policy = cls(load_parts(str(path), getattr(torch, dtype)), path=str(path), rank=rank, alpha=alpha)
         return policy._prepared(device, channels_last, compile)
 
@@ -80,11 +85,11 @@ class Policy:
             self.network.compile()
         return self
 
-    def _add_lora(self) -> None:
+    def _add_lora(self, rank: int) -> None:
         """LoRA on attention q, k, v and out (OMR eq. 10): W + (alpha / rank) B A, with B zero and A seeded."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(LORA_SEED)
-            self.network.add_adapter(lora_config(self.rank, self.alpha))
+            self.network.add_adapter(lora_config(rank, self.alpha))
         self._layers = [module for module in self.network.modules() if isinstance(module, LoraLayer)]
         for parameter in self.lora_parameters().values():
             parameter.data = parameter.data.float()
@@ -108,7 +113,7 @@ class Policy:
     def unet_inputs(self, latents: Tensor, timesteps: Tensor, text: Text) -> dict[str, Any]:
         """Keyword arguments of the UNet for latents [N C H W], timesteps i64 [N] and N rows of text."""
         added = dict(text.added) if text.added is not None else None
-        if added is not None:
+        if added is not None and "time_ids" not in added:
             height, width = (side * self.vae_factor for side in latents.shape[-2:])
             # SDXL's micro-conditioning: original size, crop, target size (arXiv:2307.01952, section 2.2).
             added["time_ids"] = torch.tensor([[height, width, 0, 0, height, width]], device=self.device).expand(len(latents), -1)
@@ -193,10 +198,13 @@ class Policy:
 
     @torch.no_grad()
     def encode_images(self, images: np.ndarray | Tensor) -> Tensor:
-        """Images u8 [N H W 3] to latents float32 [N C h w]: the posterior's mean, scaled."""
-        pixels = torch.as_tensor(images).to(self.device).movedim(-1, 1).float() / 127.5 - 1
-        mean = self.vae.encode(pixels.to(self.vae.dtype, memory_format=self._memory_format)).latent_dist.mean
-        return mean.float() * self.vae.config.scaling_factor
+        """Images u8 [N H W 3] to latents float32 [N C h w]: the posterior's mean, scaled; a bounded number at a time."""
+        images = torch.as_tensor(images)
+        latents = []
+        for part in images.split(max(1, DECODED_PIXELS // (images.shape[1] * images.shape[2]))):
+            pixels = part.to(self.device).movedim(-1, 1).float() / 127.5 - 1
+            latents.append(self.vae.encode(pixels.to(self.vae.dtype, memory_format=self._memory_format)).latent_dist.mean.float())
+        return torch.cat(latents) * self.vae.config.scaling_factor
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [N C h w] to images float32 [N 3 H W] in [0, 1], differentiable."""

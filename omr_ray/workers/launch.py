@@ -57,7 +57,7 @@ def train(config: RunConfig, directory: Path, *, resume: bool) -> dict[str, Any]
             bar.phase("evaluate")
             bar.say("evaluating the base on held-out dialogues")
             rollout_pool.load(None)
-            examine(phase="before", weights=f"{_model_name(config)}, no adapter")
+            examine(phase="before", weights=f"{_model_name(config)}, {_start_name(config)}")
         if found:
             judge.total.load(found.judge)
             rollout_pool.load(Update(policy_version=found.learner.policy_version, weights=found.learner.weights, metrics={}))
@@ -84,7 +84,7 @@ def train(config: RunConfig, directory: Path, *, resume: bool) -> dict[str, Any]
 
 def evaluate(config: RunConfig, out: Path, *, adapter: Path | None) -> dict[str, Any]:
     """Judge the base, or the base with an exported adapter, on held-out dialogues; writes `out`/after.json."""
-    update, name = None, "no adapter"
+    update, name = None, _start_name(config)
     if adapter is not None:
         weights = load_adapter(adapter).weights_for(config.lora.rank, config.lora.alpha)
         update, name = Update(policy_version=1, weights=weights, metrics={}), f"adapter {adapter}"
@@ -190,3 +190,7 @@ def _interval(values: Mapping[str, float]) -> str:
 
 def _model_name(config: RunConfig) -> str:
     return "atelier" if isinstance(config.model, AtelierModel) else config.model.path
+
+
+def _start_name(config: RunConfig) -> str:
+    return "no adapter" if config.lora.start is None else f"adapter {config.lora.start}"

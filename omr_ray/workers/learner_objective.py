@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from omr_ray.algorithm.gaussian import ddim_mean_and_sigma, log_prob
-from omr_ray.algorithm.multi_round import multi_round_loss
+from omr_ray.algorithm.multi_round import draw_rounds, multi_round_loss
 from omr_ray.algorithm.ppo import clipped_policy_loss, gaussian_kl
 from omr_ray.algorithm.refl import one_step_reward, refl_loss
 from omr_ray.config.run import Ppo, RunConfig
@@ -125,33 +125,25 @@ class Objective(nn.Module):
         """L_multi of OMR eq. 4, 5 on data pairs, [n], beside the reward (Algorithm 1, lines 16-17)."""
         policy, config = self.policy, self.config
         z_x, z_y = policy.encode_images(part.pairs.images_x), policy.encode_images(part.pairs.images_y)
-        tau1, tau2, noise1, noise2 = self._noise(part, z_x)
+        settings, steps = config.noise_loss, policy.num_train_timesteps
+        rngs = [np.random.default_rng([config.seed, part.step, int(row)]) for row in part.indices]
+        tau1, tau2, noise1, noise2 = draw_rounds(rngs, z_x, settings.tau1, settings.tau2, steps)
         losses = multi_round_loss(
             policy.predict,
             z_x,
             z_y,
             tau1,
             tau2,
-            (tau2 - policy.num_train_timesteps // config.sampler.steps).clamp(min=0),
+            (tau2 - steps // config.sampler.steps).clamp(min=0),
             policy.encode_text(policy.tokenize(part.pairs.prompts_x)),
             policy.encode_text(policy.tokenize(part.pairs.prompts_y)),
             noise1,
             noise2,
             policy.alphas_cumprod,
             policy.prediction_type,
-            config.noise_loss.through_rounds,
+            settings.through_rounds,
         )
         return losses, {"noise_loss": losses.detach()}
-
-    def _noise(self, part: PairPart, like: Tensor) -> tuple[Tensor, ...]:
-        """tau1, tau2 i64 [n] and noise1, noise2 [n C H W]: a function of (seed, step, row) alone."""
-        noise_loss, steps = self.config.noise_loss, self.policy.num_train_timesteps
-        drawn = []
-        for row in part.indices:
-            rng = np.random.default_rng([self.config.seed, part.step, int(row)])
-            taus = (min(steps - 1, int(rng.uniform(*span) * steps)) for span in (noise_loss.tau1, noise_loss.tau2))
-            drawn.append((*taus, *rng.standard_normal((2, *like.shape[1:]), dtype=np.float32)))
-        return tuple(torch.from_numpy(np.stack(column)).to(like.device) for column in zip(*drawn, strict=True))
 
 
 def _leave_out_broken_gradients(output: Tensor, broken: Tensor) -> None:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from omr_ray.config.run import DiffusersModel, Ppo, RunConfig
-from omr_ray.types import Batch, LearnerState, RoundPairs, UserError
+from omr_ray.types import Batch, LearnerState, RoundPairs
 from omr_ray.workers.learner_engine import AdapterEngine
 from omr_ray.workers.learner_objective import Objective, PairPart, RewardPart, Score, finite_rows, shares
 from omr_ray.workers.loading import policy_from, reward_model_from
@@ -26,8 +26,6 @@ class LearnerRank:
     """Policy, optimizer and adapter EMA of one rank; its process group exists already (learner_engine.join_group)."""
 
     def __init__(self, config: RunConfig, state: LearnerState | None, device: str) -> None:
-        if config.noise_loss.weight > 0 and config.noise_loss.target != "lora":
-            raise UserError("noise_loss.target must be lora: only the adapter is sent to the rollout workers; set it so")
         self.config = config
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         self.policy = policy_from(config.model, config.lora, device, config.workers.learner.threads)

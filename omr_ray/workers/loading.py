@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omr_ray.atelier import WEIGHTS
 from omr_ray.config.run import Actor, AtelierModel, DiffusersModel, Lora, PreferenceModel, Sampler
@@ -46,13 +46,21 @@ def model_path(model: AtelierModel | DiffusersModel) -> str:
     return model.path if isinstance(model, DiffusersModel) else str(WEIGHTS)
 
 
-def policy_from(model: AtelierModel | DiffusersModel, lora: Lora, device: str = "cpu", threads: int | None = None) -> Policy:
-    """The policy with a fresh adapter; two processes that call this with equal arguments hold equal weights."""
+def policy_from(model: AtelierModel | DiffusersModel, lora: Lora | None, device: str = "cpu", threads: int | None = None) -> Policy:
+    """The policy with the adapter that training starts from; two processes that call this with equal arguments hold equal weights.
+
+    lora None: no adapter. Raises UserError for a start that does not fit.
+    """
+    from omr_ray.diffusion.adapters import load_adapter
     from omr_ray.diffusion.policy import Policy
 
     _set_threads(threads)
     options = model.model_dump(exclude={"kind", "path"})
-    return Policy.from_pretrained(model_path(model), device=device, **lora.model_dump(), **options)
+    sizes: dict[str, Any] = {"rank": None} if lora is None else lora.model_dump(exclude={"start"})
+    policy = Policy.from_pretrained(model_path(model), device=device, **sizes, **options)
+    if lora is not None and lora.start is not None:
+        policy.load_lora(load_adapter(lora.start).weights_for(lora.rank, lora.alpha))
+    return policy
 
 
 def sampler_from(policy: Policy, sampler: Sampler) -> MultiRoundSampler:

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from omr_ray.config.data import DataConfig
+from omr_ray.config.finetune import FinetuneRun
 from omr_ray.config.reading import dump, with_overrides
 from omr_ray.config.reward import RewardRun
 from omr_ray.config.run import RunConfig
@@ -21,7 +22,7 @@ def refused(*overrides: str) -> str:
 
 @pytest.mark.parametrize("file", sorted(p.name for p in CONFIGS.glob("*.yaml")))
 def test_every_shipped_config_loads_and_survives_a_dump(file, tmp_path):
-    kind = {"data": DataConfig, "reward": RewardRun}.get(file.split("_")[0], RunConfig)
+    kind = FinetuneRun if file.endswith("_dialogue.yaml") else {"data": DataConfig, "reward": RewardRun}.get(file.split("_")[0], RunConfig)
     loaded = kind.load(CONFIGS / file)
     (tmp_path / "again.yaml").write_text(dump(loaded))
     assert kind.load(tmp_path / "again.yaml") == loaded
