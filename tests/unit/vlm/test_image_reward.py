@@ -44,7 +44,9 @@ def by_hand(w, image, ids):
     pixels = torch.tensor(np.array(small.crop((left, 0, left + SIDE, SIDE)))).float() / 255
     pixels = (pixels - torch.tensor([0.48145466, 0.4578275, 0.40821073])) / torch.tensor([0.26862954, 0.26130258, 0.27577711])
     v = "vision_model."
-    patches = F.conv2d(pixels.permute(2, 0, 1)[None], w[v + "embeddings.patch_embedding.weight"], w[v + "embeddings.patch_embedding.bias"], 8)
+    patches = F.conv2d(
+        pixels.permute(2, 0, 1)[None], w[v + "embeddings.patch_embedding.weight"], w[v + "embeddings.patch_embedding.bias"], 8
+    )
     x = torch.cat([w[v + "embeddings.class_embedding"][0], patches[0].flatten(1).T]) + w[v + "embeddings.position_embedding"][0]
     for layer in (v + "encoder.layers.0.", v + "encoder.layers.1."):
         query, key, value = linear(norm(x, w, layer + "layer_norm1", 1e-6), w, layer + "self_attn.qkv").chunk(3, -1)
@@ -141,7 +143,9 @@ def test_sizes_of_the_published_checkpoint_follow_from_its_shapes():
     assert (config.text_config.hidden_size, config.text_config.encoder_hidden_size, config.text_config.vocab_size) == (8, 12, 10)
 
 
-@pytest.mark.parametrize("change", [("drop", "mlp.layers.7.bias"), ("add", "blip.visual_encoder.blocks.0.other"), ("shape", "mlp.layers.0.bias")])
+@pytest.mark.parametrize(
+    "change", [("drop", "mlp.layers.7.bias"), ("add", "blip.visual_encoder.blocks.0.other"), ("shape", "mlp.layers.0.bias")]
+)
 def test_a_checkpoint_of_another_model_is_refused(change):
     kind, name = change
     named = original_names(tiny_image_reward())
