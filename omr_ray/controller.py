@@ -10,7 +10,7 @@ The controller knows Protocols, never Ray: tests drive it with plain objects. Ev
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
@@ -103,7 +103,12 @@ def learner_inputs(config: RunConfig, scored: Sequence[ScoredRollout], step: int
     baseline = config.algorithm.baseline if isinstance(config.algorithm, Ppo) else "group"
     batch = collate(scored, baseline=baseline, discount=None if isinstance(credit, ImmediateCredit) else credit.discount)
     if batch is None:
-        raise NothingToLearn(f"step {step}: no sample has a finite reward; look at the reward workers' log, then continue with --resume")
+        counts = reward_metrics(scored)
+        names = [name for name in scored[0].rewards[-1][0].terms if f"reward/{name}" not in counts]
+        never = f" (never scored: {', '.join(names)})" if names else ""
+        raise NothingToLearn(
+            f"step {step}: no sample has a finite reward{never}; look at the reward workers' log, then continue with --resume"
+        )
     pairs = None
     if config.noise_loss.weight > 0:
         pairs = round_pairs(scored, count=config.noise_loss.pairs_per_step, seed=(config.seed, step))
@@ -113,19 +118,18 @@ def learner_inputs(config: RunConfig, scored: Sequence[ScoredRollout], step: int
 def reward_metrics(scored: Sequence[ScoredRollout]) -> dict[str, float]:
     """Mean of every reward term, its weight and the total, by round; missing scores are counted, not averaged."""
     values: dict[str, list[float]] = defaultdict(list)
-    missing = 0
+    missing: Counter[str] = Counter()
     for rollout in scored:
         for index, siblings in enumerate(rollout.rewards, start=1):
             for reward in siblings:
-                missing += reward.total is None
-                named = {**reward.terms, "total": reward.total}
-                for name, value in named.items():
+                for name, value in {**reward.terms, "total": reward.total}.items():
+                    missing["reward/missing" if name == "total" else f"reward/{name}/missing"] += value is None
                     if value is not None:
                         values[f"reward/{name}/round_{index}"].append(value)
                         values[f"reward/{name}"].append(value)
                 for name, weight in reward.weights.items():
                     values[f"weight/{name}/round_{index}"].append(weight)
-    return {name: sum(v) / len(v) for name, v in values.items()} | {"reward/missing": float(missing)}
+    return {name: sum(v) / len(v) for name, v in values.items()} | {name: float(count) for name, count in missing.items()}
 
 
 def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from omr_ray.config.reading import Config
+from omr_ray.config.terms import HttpScorer, Term
 
 # -- what is trained ---------------------------------------------------------------------------------------------------
 
@@ -104,6 +105,26 @@ class PreferenceModel(Config):
     batch_size: PositiveInt = 64
 
 
+class PreferenceScore(Config):
+    """A sample's own preference score stands for I(X; Y), as in the paper."""
+
+    type: Literal["score"] = "score"
+
+
+class InfoNce(Config):
+    """A lower bound on I(X; Y) (OMR eq. 8): how well a sample's prompt tells its image from those of other dialogues.
+
+    The D samples of one round and sibling index over a step's dialogues compete. This takes D times as many preference
+    scores as `score`. A round that one dialogue alone has gives 0. `reward_gradient`, refl and the evaluation keep the
+    plain score.
+    """
+
+    type: Literal["infonce"] = "infonce"
+
+
+MutualInformation = Annotated[PreferenceScore | InfoNce, Field(discriminator="type")]
+
+
 class ImmediateCredit(Config):
     """A sample is credited with the reward of its own round."""
 
@@ -121,13 +142,22 @@ Credit = Annotated[ImmediateCredit | ReturnToGoCredit, Field(discriminator="type
 
 
 class Rewards(Config):
-    """The three rewards of OMR section 3.2 and how they become one number."""
+    """The three rewards of OMR section 3.2, those that users add, and how they become one number."""
 
     schedule: Schedule = ExponentialSchedule()
     standardize: bool = Field(True, description="(x - mean) / std of each term, both running, before weighting; off is the raw sum")
     diversity_scope: Literal["siblings", "dialogue"] = "siblings"
     credit: Credit = ImmediateCredit()
     preference: PreferenceModel = PreferenceModel()
+    mutual_information: MutualInformation = PreferenceScore()
+    terms: tuple[Term, ...] = ()
+
+    @model_validator(mode="after")
+    def every_term_has_its_own_name(self) -> Rewards:
+        names = [term.name for term in self.terms]
+        if len(set(names)) < len(names):
+            raise ValueError(f"terms need names of their own, got {', '.join(names)}")
+        return self
 
 
 # -- learning ----------------------------------------------------------------------------------------------------------
@@ -324,8 +354,20 @@ class RunConfig(Config):
     def groups_can_be_compared(self) -> RunConfig:
         if isinstance(self.algorithm, Ppo) and self.sampler.siblings < 2:
             raise ValueError("sampler.siblings must be at least 2 for ppo: an advantage compares siblings of one round")
+        if isinstance(self.rewards.mutual_information, InfoNce) and self.dialogues_per_step < 2:
+            raise ValueError("dialogues_per_step must be at least 2 for infonce: prompts of different dialogues compete")
         if self.samples_per_step % self.learner.ranks:
             raise ValueError(
                 f"dialogues_per_step x sampler.siblings ({self.samples_per_step}) must divide by learner.ranks ({self.learner.ranks})"
             )
+        return self
+
+    @model_validator(mode="after")
+    def requests_end_before_their_worker_is_replaced(self) -> RunConfig:
+        for term in self.rewards.terms:
+            if isinstance(term.scorer, HttpScorer) and term.scorer.longest_s >= self.workers.timeout_s:
+                raise ValueError(
+                    f"rewards.terms, {term.name}: all attempts of a request may take {term.scorer.longest_s:g} s, which must be less than "
+                    f"workers.timeout_s ({self.workers.timeout_s:g}); lower attempts or timeout_s of the scorer"
+                )
         return self

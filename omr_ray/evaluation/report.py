@@ -94,7 +94,7 @@ def write_report(run_dir: str | Path) -> Path:
         sheet=_sheet(phases),
         reward_plots=_reward_plots(steps),
         learning_plots=_learning_plots(steps),
-        schedule=_schedule_plot(config["rewards"]["schedule"]),
+        schedule=_schedule_plot(config["rewards"]["schedule"], config["rewards"].get("terms", ())),
         phase_times=_phase_times(_steps(run_dir / TIMINGS)),
         config=config_text,
         versions={"omr-ray": __version__, "python": platform.python_version(), **_versions()},
@@ -198,11 +198,11 @@ def _by_round(figures: np.ndarray) -> tuple[list[int], list[float]]:
 
 
 def _reward_plots(steps: Sequence[Mapping[str, Any]]) -> list[Plot]:
-    """One plot a reward term, one line a dialogue round."""
-    found = []
-    for term, title in TERMS.items():
-        pattern = re.compile(rf"reward/{term}/round_(\d+)$")
-        names = {int(match[1]): name for name in _names(steps) if (match := pattern.match(name))}
+    """One plot a reward term, those that users add behind ours; one line a dialogue round."""
+    found, rounds = [], [match for name in _names(steps) if (match := re.fullmatch(r"reward/(\w+)/round_(\d+)", name))]
+    added = {match[1]: match[1].replace("_", " ") for match in rounds if match[1] not in TERMS}
+    for term, title in (TERMS | added).items():
+        names = {int(match[2]): match[0] for match in rounds if match[1] == term}
         series = {f"round {index}": _series(steps, names[index]) for index in sorted(names)}
         colors = {f"round {index}": plots.ROUND_COLORS[(index - 1) % len(plots.ROUND_COLORS)] for index in names}
         if series:
@@ -223,11 +223,12 @@ def _learning_plots(steps: Sequence[Mapping[str, Any]]) -> list[Plot]:
     return found
 
 
-def _schedule_plot(schedule: Mapping[str, Any]) -> Plot:
+def _schedule_plot(schedule: Mapping[str, Any], terms: Sequence[Mapping[str, Any]]) -> Plot:
     settings = {key: value for key, value in schedule.items() if key != "type"}
     rounds = list(range(1, SCHEDULE_ROUNDS + 1))
     weights = [SCHEDULES[schedule["type"]](t, **settings) for t in rounds]
     series = {TERMS[name]: (rounds, [weight[name] for weight in weights]) for name in weights[0]}
+    series |= {term["name"]: (rounds, [term["weight"]] * len(rounds)) for term in terms}
     colors = {TERMS[name]: color for name, color in plots.TERM_COLORS.items()}
     note = f"{schedule['type']}: " + ", ".join(f"{key} {value}" for key, value in settings.items())
     return Plot(title="Reward weights by round", svg=Markup(plots.lines(series, x="round", y="weight", colors=colors)), note=note)

@@ -8,10 +8,12 @@ step is. Shapes and bytes are exact; memory is an estimate (see shapes.py). A co
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from omr_ray.atelier import WEIGHTS
 from omr_ray.config.run import Cluster, DiffusersModel, RunConfig
+from omr_ray.config.terms import FunctionScorer, ImageRewardScorer, Term
 from omr_ray.plan.fit import place, refuse_small_share
 from omr_ray.plan.memory import GIB, ActorPlan, Memory
 from omr_ray.plan.shapes import DiffusionShape, RewardShape, reward_shape_of, shape_of
@@ -56,6 +58,9 @@ def plan(config: RunConfig) -> Plan:
         raise UserError(f"sampler.height and width must be multiples of {model.vae_factor}, got {height} x {width}; round them")
     latent = (model.latent_channels, height // model.vae_factor, width // model.vae_factor)
     rounds = longest_dialogue(config, notes)
+    notes += [
+        f"rewards.terms, {term.name}: what its scorer holds in memory is not counted" for term in config.rewards.terms if _unknown(term)
+    ]
     memory = Memory(config=config, model=model, reward=reward, latent=latent, pixels=height * width)
     step = work_of_a_step(config, model, latent, rounds, height * width)
     actors = (memory.rollout(step), memory.reward_worker(), memory.learner(step))
@@ -74,6 +79,12 @@ def plan(config: RunConfig) -> Plan:
         step=step,
         notes=tuple(notes),
     )
+
+
+def _unknown(term: Term) -> bool:
+    """Whether nobody knows what the scorer will load: a function's module, or a model that lies on another machine."""
+    scorer = term.scorer
+    return isinstance(scorer, FunctionScorer) or (isinstance(scorer, ImageRewardScorer) and not Path(scorer.path).is_dir())
 
 
 def _shapes(config: RunConfig) -> tuple[DiffusionShape, RewardShape]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from omr_ray.config.run import Actor, AtelierModel, RunConfig
-from omr_ray.plan.shapes import DiffusionShape, RewardShape
+from omr_ray.config.terms import ImageRewardScorer
+from omr_ray.plan.shapes import DiffusionShape, RewardShape, parameters_in
 from omr_ray.plan.work import StepPlan
 from omr_ray.workers.placement import learner_bundles, resources
 
@@ -83,6 +85,10 @@ class Memory:
         width = BYTES[preference.dtype]
         batch = min(preference.batch_size, self.config.samples_per_step)
         parts = {"weights": width * self.reward.parameters, "activations": width * batch * self.reward.forward_elements(self.pixels)}
+        for term in self.config.rewards.terms:
+            scorer = term.scorer
+            if isinstance(scorer, ImageRewardScorer) and Path(scorer.path).is_dir():
+                parts[f"weights of {term.name}"] = BYTES[scorer.dtype] * parameters_in(Path(scorer.path))
         return self._actor("reward", actors.count, actors, parts)
 
     def learner(self, step: StepPlan) -> ActorPlan:

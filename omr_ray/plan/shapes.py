@@ -192,8 +192,8 @@ def _read_diffusion(directory: Path) -> DiffusionShape:
     height, width = (size, size) if isinstance(size, int) else size
     return DiffusionShape(
         name=directory.name,
-        unet_parameters=_parameters(directory / "unet"),
-        other_parameters=sum(_parameters(folder) for folder in [*encoders, directory / "vae"]),
+        unet_parameters=parameters_in(directory / "unet"),
+        other_parameters=sum(parameters_in(folder) for folder in [*encoders, directory / "vae"]),
         channels=channels,
         layers=max(_per_level(unet["layers_per_block"], len(channels))),
         transformers=tuple(d if "Attn" in kind else 0 for d, kind in zip(depths, unet["down_block_types"], strict=True)),
@@ -211,7 +211,7 @@ def _read_reward(directory: Path) -> RewardShape:
     text, vision = config.get("text_config", config), config["vision_config"]
     return RewardShape(
         name=directory.name,
-        parameters=_parameters(directory),
+        parameters=parameters_in(directory),
         hidden=text["hidden_size"],
         vision_hidden=vision.get("embed_dim", vision["hidden_size"]),
         patch=vision["patch_size"],
@@ -227,7 +227,7 @@ def _per_level(value: Any, levels: int) -> list[int]:
     return list(value) if isinstance(value, (list, tuple)) else [value] * levels
 
 
-def _parameters(directory: Path) -> int:
+def parameters_in(directory: Path) -> int:
     """Parameters in the safetensors files of a folder, from their headers: 8 bytes of length, then JSON."""
     # A folder may hold one set of weights in two precisions: the variant files (name.fp16.safetensors) are the second.
     files = [file for file in directory.glob("*.safetensors") if ".fp16" not in file.name] or list(directory.glob("*.safetensors"))

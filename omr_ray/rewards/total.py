@@ -1,4 +1,4 @@
-"""The total reward of a sample (OMR eq. 9): three terms, standardised, weighted by the round."""
+"""The total reward of a sample (OMR eq. 9): three terms and those that users add, standardised, weighted by the round."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from omr_ray.rewards.consistency import consistency_credits
 from omr_ray.rewards.diversity import diversity_credits
 from omr_ray.types import RewardBreakdown, Rollout, ScoredRollout
 
-Preferences = Sequence[Sequence[float | None]]  # [R][G], None where the scorer failed
+Scores = Sequence[Sequence[float | None]]  # [R][G], None where the scorer failed
 
 
 @dataclass
@@ -37,10 +37,10 @@ class RunningStatistics:
 
 
 class TotalReward:
-    """R_total = lambda_div(t) R_div + lambda_cons(t) R_cons + lambda_MI(t) R_MI for every sample (OMR eq. 9).
+    """R_total = lambda_div(t) R_div + lambda_cons(t) R_cons + lambda_MI(t) R_MI + ... for every sample (OMR eq. 9).
 
-    schedule: round (from 1) -> weights by term. standardize: each term is taken relative to its running mean and
-    standard deviation over all samples and rounds so far, this step included; off is the paper's raw sum.
+    schedule: round (from 1) -> weights by term, added ones included. standardize: each term is taken relative to its
+    running mean and standard deviation over all samples and rounds so far, this step included; off is the raw sum.
     diversity_scope: a sample is compared with the siblings of its round, or with all samples of its dialogue.
     Round 1 has no consistency term. `missing` is the number of samples of the last `score` that got no total.
     """
@@ -55,13 +55,13 @@ class TotalReward:
         self.statistics: dict[str, RunningStatistics] = {}
         self.missing = 0
 
-    def score(self, rollouts: Sequence[Rollout], preferences: Sequence[Preferences]) -> list[ScoredRollout]:
-        """Scored rollouts; preferences holds the preference model's scores [R][G] of each rollout.
+    def score(self, rollouts: Sequence[Rollout], scores: Sequence[Mapping[str, Scores]]) -> list[ScoredRollout]:
+        """Scored rollouts; scores holds, for each, the terms that scorers made: mutual_information, and those that users add.
 
         A term that is None or not finite is missing, and so is the sample's total. The statistics are updated in the
         order of the arguments before any sample is weighed: same arguments, same totals.
         """
-        terms = [self._terms(rollout, scores) for rollout, scores in zip(rollouts, preferences, strict=True)]
+        terms = [self._terms(rollout, made) for rollout, made in zip(rollouts, scores, strict=True)]
         for sample in (sample for rollout in terms for round_ in rollout for sample in round_):
             for name, value in sample.items():
                 if value is not None:
@@ -79,8 +79,8 @@ class TotalReward:
     def load(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         self.statistics = {name: RunningStatistics(**values) for name, values in state.items()}
 
-    def _terms(self, rollout: Rollout, preferences: Preferences) -> list[list[dict[str, float | None]]]:
-        """Raw terms [R][G] of one rollout (OMR eq. 6, 7, 8)."""
+    def _terms(self, rollout: Rollout, scores: Mapping[str, Scores]) -> list[list[dict[str, float | None]]]:
+        """Raw terms [R][G] of one rollout (OMR eq. 6, 7, 8, and what was added)."""
         features = np.array([[trajectory.features for trajectory in round_] for round_ in rollout.trajectories])  # [R G F]
         rounds, siblings, _ = features.shape
         if self.diversity_scope == "siblings":
@@ -89,10 +89,10 @@ class TotalReward:
             diversity = diversity_credits(features.reshape(rounds * siblings, -1)).reshape(rounds, siblings)
         consistency = consistency_credits(features)
         samples: list[list[dict[str, float | None]]] = []
-        for r, scores in zip(range(rounds), preferences, strict=True):
+        for r in range(rounds):
             samples.append([])
-            for g, score in zip(range(siblings), scores, strict=True):
-                terms = {"diversity": _known(diversity[r, g]), "mutual_information": _known(score)}
+            for g in range(siblings):
+                terms = {"diversity": _known(diversity[r, g]), **{name: _known(rows[r][g]) for name, rows in scores.items()}}
                 samples[r].append(terms if r == 0 else {**terms, "consistency": _known(consistency[r, g])})
         return samples
 

@@ -49,6 +49,7 @@ def train(config: RunConfig, directory: Path, *, resume: bool) -> dict[str, Any]
         learner = stack.enter_context(closing(LearnerGroup(config, found.learner if found else None)))
         rollout_pool = stack.enter_context(closing(RolloutPool(config)))
         reward_pool = stack.enter_context(closing(RewardPool(config)))
+        reward_pool.ready()  # what it cannot load is reported before anything is sampled
         judge = Judge(config, reward_pool)
         tracker = stack.enter_context(closing(Tracker(directory, **config.tracking.model_dump())))
         tracker.truncate_after(start)
@@ -84,6 +85,8 @@ def train(config: RunConfig, directory: Path, *, resume: bool) -> dict[str, Any]
 
 def evaluate(config: RunConfig, out: Path, *, adapter: Path | None) -> dict[str, Any]:
     """Judge the base, or the base with an exported adapter, on held-out dialogues; writes `out`/after.json."""
+    # The protocols know the preference score alone, so what scores other terms need not be there.
+    config = config.model_copy(update={"rewards": config.rewards.model_copy(update={"terms": ()})})
     update, name = None, _start_name(config)
     if adapter is not None:
         weights = load_adapter(adapter).weights_for(config.lora.rank, config.lora.alpha)
@@ -101,16 +104,19 @@ def evaluate(config: RunConfig, out: Path, *, adapter: Path | None) -> dict[str,
 
 
 class Judge:
-    """RewardWorkers for the preference, then the total reward of eq. 9."""
+    """RewardWorkers for the preference and the terms that users add, then the total reward of eq. 9."""
 
     def __init__(self, config: RunConfig, pool: RewardPool) -> None:
         schedule = config.rewards.schedule
-        weights = partial(SCHEDULES[schedule.type], **schedule.model_dump(exclude={"type"}))
-        self.total = TotalReward(weights, standardize=config.rewards.standardize, diversity_scope=config.rewards.diversity_scope)
+        published = partial(SCHEDULES[schedule.type], **schedule.model_dump(exclude={"type"}))
+        added = {term.name: term.weight for term in config.rewards.terms}
+        self.total = TotalReward(
+            lambda t: published(t) | added, standardize=config.rewards.standardize, diversity_scope=config.rewards.diversity_scope
+        )
         self._pool = pool
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
-        return self.total.score(rollouts, self._pool.preferences(rollouts))
+        return self.total.score(rollouts, self._pool.terms(rollouts))
 
     def state(self) -> Mapping[str, Any]:
         return self.total.state()

@@ -1,4 +1,4 @@
-"""The controller's sampler and preference scorer: work split over workers, results back in order.
+"""The controller's sampler and scorer: work split over workers, results back in order.
 
 What a sample is depends on its seed, its dialogue and the weights, never on how many workers there are or which of
 them did it: a share is contiguous, its size follows from the amount of work, and the noise of every sample has a
@@ -14,7 +14,9 @@ from typing import Any, TypeVar
 import numpy as np
 import ray
 
-from omr_ray.config.run import Actors, RunConfig
+from omr_ray.config.run import Actors, InfoNce, RunConfig
+from omr_ray.rewards.mutual_information import rival_credits, rival_pairs
+from omr_ray.rewards.total import Scores
 from omr_ray.types import Dialogue, Rollout, Trajectory, Update
 from omr_ray.workers.placement import Pool, actor_options
 from omr_ray.workers.reward import RewardWorker
@@ -22,6 +24,8 @@ from omr_ray.workers.rollout import RolloutWorker
 from omr_ray.workers.supervisor import Call, Supervisor
 
 T = TypeVar("T")
+Pair = tuple[Trajectory, str]  # an image, and the prompt that it is judged under
+PREFERENCE = "mutual_information"  # the term that the preference model makes
 
 
 class RolloutPool:
@@ -109,19 +113,35 @@ class RewardPool:
         self._config = config
         self._supervisor = _supervisor("reward", RewardWorker, config, config.workers.reward)
 
-    def preferences(self, rollouts: Sequence[Rollout]) -> list[list[list[float | None]]]:
+    def ready(self) -> None:
+        """Wait for the first worker. Raises UserError where a model or a term's scorer cannot be loaded."""
+        self._supervisor.run([Call(method="ready", args=(), what="loading its models")])
+
+    def preferences(self, rollouts: Sequence[Rollout]) -> list[Scores]:
         """Preference scores (OMR eq. 8) of all samples, [R][G] a rollout; None where a score is missing."""
-        samples = _samples(rollouts)
-        calls = [
-            Call(
-                method="score",
-                args=(np.stack([t.image for t in share]), [t.prompt for t in share]),
-                what=f"scores of {_span([f'{t.dialogue_id} round {t.round}' for t in share])}",
-            )
-            for share in shares(samples, self._config.workers.reward.count, self._config.rewards.preference.batch_size)
-        ]
-        scores = iter([score for part in self._supervisor.run(calls) for score in part])
-        return [[[next(scores) for _ in siblings] for siblings in rollout.trajectories] for rollout in rollouts]
+        (scores,) = self._run([(PREFERENCE, _own_pairs(rollouts), self._config.rewards.preference.batch_size)])
+        return _by_sample(rollouts, scores)
+
+    def terms(self, rollouts: Sequence[Rollout]) -> list[dict[str, Scores]]:
+        """Every term of the total reward that a scorer makes: the mutual information and `rewards.terms`.
+
+        One mapping a rollout, from the term's name to [R][G]; None or NaN where a score is missing.
+        """
+        rewards, own = self._config.rewards, _own_pairs(rollouts)
+        compared = isinstance(rewards.mutual_information, InfoNce)
+        asked = [(PREFERENCE, rival_pairs(rollouts) if compared else own, rewards.preference.batch_size)]
+        asked += [(term.name, own, term.scorer.batch_size) for term in rewards.terms]
+        first, *others = self._run(asked)
+        made = {PREFERENCE: rival_credits(rollouts, first) if compared else _by_sample(rollouts, first)}
+        made |= {term.name: _by_sample(rollouts, scores) for term, scores in zip(rewards.terms, others, strict=True)}
+        return [{name: scores[d] for name, scores in made.items()} for d in range(len(rollouts))]
+
+    def _run(self, asked: Sequence[tuple[str, Sequence[Pair], int]]) -> list[list[float | None]]:
+        """One score a pair for each (term, pairs, batch size); all terms are worked on at the same time."""
+        workers = self._config.workers.reward.count
+        calls = [[_score(term, share) for share in shares(pairs, workers, batch_size)] for term, pairs, batch_size in asked]
+        answers = iter(self._supervisor.run([call for part in calls for call in part]))
+        return [[score for _ in part for score in next(answers)] for part in calls]
 
     def metrics(self) -> dict[str, float]:
         """Since the last call: retries, replacements, idle share of each worker."""
@@ -159,6 +179,28 @@ def _supervisor(pool: Pool, worker: type, config: RunConfig, actors: Actors) -> 
         timeout_s=limits.timeout_s,
         start_timeout_s=limits.start_timeout_s,
     )
+
+
+def _score(term: str, pairs: Sequence[Pair]) -> Call:
+    """The call that scores `pairs`; an image that occurs in several of them is sent once."""
+    images = {id(image): image for image, _ in pairs}
+    row = {key: index for index, key in enumerate(images)}
+    names = [f"{image.dialogue_id} round {image.round}" for image, _ in pairs]
+    return Call(
+        method="score",
+        args=(np.stack([t.image for t in images.values()]), [row[id(image)] for image, _ in pairs], [prompt for _, prompt in pairs], term),
+        what=f"{term} scores of {_span(names)}",
+    )
+
+
+def _own_pairs(rollouts: Sequence[Rollout]) -> list[Pair]:
+    return [(t, t.prompt) for t in _samples(rollouts)]
+
+
+def _by_sample(rollouts: Sequence[Rollout], values: Sequence[float | None]) -> list[Scores]:
+    """One value a sample, in the order of `_samples`, as [R][G] a rollout."""
+    following = iter(values)
+    return [[[next(following) for _ in siblings] for siblings in rollout.trajectories] for rollout in rollouts]
 
 
 def _samples(rollouts: Sequence[Rollout]) -> list[Trajectory]:

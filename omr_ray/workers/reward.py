@@ -1,4 +1,4 @@
-"""The reward worker: the Qwen-VL preference model in a process of its own."""
+"""The reward worker: the Qwen-VL preference model, and the scorers of added terms, in a process of their own."""
 
 from __future__ import annotations
 
@@ -12,30 +12,43 @@ import numpy as np
 
 from omr_ray.config.run import RunConfig
 from omr_ray.workers.loading import device_for, reward_model_from
+from omr_ray.workers.scorers import Score, scorer_from
 
 if TYPE_CHECKING:
     from omr_ray.vlm.reward_model import RewardModel
 
 
 class RewardWorker:
-    """Scores images under prompts (OMR eq. 8). Idempotent; the model loads at the first call, as in RolloutWorker."""
+    """Scores images under prompts (OMR eq. 8). Idempotent; everything loads at the first call, as in RolloutWorker."""
 
     def __init__(self, config: RunConfig) -> None:
         self._config = config
 
     def ready(self) -> tuple[None, dict[str, float]]:
-        """Load the model."""
+        """Load the model, and whatever scores `rewards.terms`."""
         start = time.perf_counter()
         assert self._model is not None
+        assert self._scorers is not None
         return None, {"load": time.perf_counter() - start}
 
-    def score(self, images: np.ndarray, prompts: Sequence[str]) -> tuple[list[float | None], dict[str, float]]:
-        """Scores of images u8 [N H W 3] under N prompts. One that is not finite is None: missing, not zero."""
+    def score(
+        self, images: np.ndarray, rows: Sequence[int], prompts: Sequence[str], term: str = "mutual_information"
+    ) -> tuple[list[float | None], dict[str, float]]:
+        """Scores of N pairs, image `rows[n]` of images u8 [M H W 3] under prompt n. One that is not finite is None: missing, not zero."""
         start = time.perf_counter()
-        scores = self._model.score(images, prompts, batch_size=len(images)).tolist()
-        return [score if math.isfinite(score) else None for score in scores], {"score": time.perf_counter() - start}
+        shown = images[np.asarray(rows)]
+        if term == "mutual_information":
+            scores = self._model.score(shown, prompts, batch_size=len(shown)).tolist()
+        else:
+            scores = self._scorers[term](shown, prompts)
+        known = [score if score is not None and math.isfinite(score) else None for score in scores]
+        return known, {"score": time.perf_counter() - start}
 
     @cached_property
     def _model(self) -> RewardModel:
         actors = self._config.workers.reward
         return reward_model_from(self._config.rewards.preference, device_for(actors, "reward"), actors.threads)
+
+    @cached_property
+    def _scorers(self) -> dict[str, Score]:
+        return {term.name: scorer_from(term, self._config) for term in self._config.rewards.terms}

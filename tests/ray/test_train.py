@@ -1,6 +1,7 @@
 """The main job as a process: it ends with a report, repeats bit for bit, and goes on after a SIGKILL."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -44,6 +45,9 @@ def finish(process: subprocess.Popen) -> dict:
     return json.loads(out.splitlines()[-1])
 
 
+REDNESS = "{name: redness, weight: 0.5, scorer: {type: function, path: 'tests.user_reward:redness'}}"
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run that nothing disturbed."""
@@ -82,3 +86,27 @@ def test_a_run_that_was_killed_and_resumed_logs_the_same_bits(whole, tmp_path):
     finish(start(out, "--resume"))
     assert (out / "metrics.jsonl").read_bytes() == (whole[0] / "metrics.jsonl").read_bytes()
     assert (out / "adapter/adapter_model.safetensors").read_bytes() == (whole[0] / "adapter/adapter_model.safetensors").read_bytes()
+
+
+@pytest.mark.timeout(900)
+def test_a_users_reward_and_infonce_are_lines_of_a_run(tmp_path):
+    out = tmp_path / "run"
+    options = [f"rewards.terms=[{REDNESS}]", "rewards.mutual_information={type: infonce}", "steps=2", "noise_loss.weight=0"]
+    page = Path(finish(start(out, *options))["report"]).read_text()
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["weight/redness/round_2"] for line in lines] == [0.5, 0.5]
+    assert all(0 < line[f"reward/redness/round_{r}"] < 3 for line in lines for r in (1, 2))
+    assert [line["reward/redness/missing"] for line in lines] == [0, 0] and [line["reward/missing"] for line in lines] == [0, 0]
+    assert all(line["reward/mutual_information"] <= math.log(2) for line in lines)  # two dialogues compete
+    assert page.count("redness") >= 3  # a plot, the legend of the schedule, the config
+    state = json.loads((out / "checkpoints/step-000002/state.json").read_text())
+    assert state["judge"]["redness"]["count"] == 2 * 2 * 2 * 2  # its statistics go on after a resume
+
+
+@pytest.mark.timeout(900)
+def test_a_function_that_is_not_there_ends_the_run_before_it_samples(tmp_path):
+    process = start(tmp_path / "run", f"rewards.terms=[{REDNESS.replace('redness', 'absent')}]")
+    _, err = process.communicate(timeout=400)
+    assert process.returncode == 2
+    assert "module tests.user_reward has no function absent" in err
+    assert not (tmp_path / "run/evaluation/before.json").exists()

@@ -59,8 +59,8 @@ class Rollouts:
 
 
 class Rewards(Rollouts):
-    def preferences(self, rollouts):
-        return [[[0.1, 0.2]] for _ in rollouts]
+    def terms(self, rollouts):
+        return [{"mutual_information": [[0.1, 0.2]]} for _ in rollouts]
 
 
 class Learner(Rollouts):

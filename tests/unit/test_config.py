@@ -71,3 +71,37 @@ def test_files_that_are_no_config(tmp_path):
     (tmp_path / "broken.yaml").write_text("a: [1")
     with pytest.raises(UserError, match="not readable as YAML"):
         RunConfig.load(tmp_path / "broken.yaml")
+
+
+TERM = "{name: sharp, weight: 0.5, scorer: {type: function, path: 'my.rewards:sharp'}}"
+HTTP = "{name: far, weight: -1, scorer: {type: http, url: 'http://host/score', timeout_s: 60, attempts: 9}}"
+
+
+def test_terms_that_users_add():
+    config = RunConfig.load(CONFIGS / "atelier.yaml", [f"rewards.terms=[{TERM}]", "rewards.terms.0.weight=0.25"])
+    (term,) = config.rewards.terms
+    assert (term.name, term.weight, term.scorer.path) == ("sharp", 0.25, "my.rewards:sharp")
+    assert RunConfig.load(CONFIGS / "atelier.yaml").rewards.terms == ()
+
+
+@pytest.mark.parametrize(
+    ("terms", "message"),
+    [
+        (f"[{TERM}, {TERM}]", "terms need names of their own, got sharp, sharp"),
+        (f"[{TERM.replace('sharp', 'consistency', 1)}]", "rewards.terms.0.name: must be letters, digits and _ and none of diversity"),
+        (f"[{TERM.replace('sharp', 'total', 1)}]", "got 'total'"),
+        (f"[{TERM.replace('sharp', 'a-b', 1)}]", "got 'a-b'"),
+        (f"[{TERM.replace('my.rewards:sharp', 'my/rewards.py')}]", "rewards.terms.0.scorer.path"),
+        (f"[{HTTP.replace('http:', 'ftp:')}]", "rewards.terms.0.scorer.url"),
+        (f"[{HTTP}]", "far: all attempts of a request may take 780 s, which must be less than workers.timeout_s (600)"),
+        (f"[{HTTP.replace('attempts', 'atempts')}]", "the nearest known one is 'attempts'"),
+    ],
+)
+def test_a_term_that_cannot_be_is_refused(terms, message):
+    assert message in refused(f"rewards.terms={terms}")
+
+
+def test_infonce_needs_dialogues_that_compete():
+    assert "dialogues_per_step must be at least 2 for infonce" in refused(
+        "rewards.mutual_information={type: infonce}", "dialogues_per_step=1"
+    )

@@ -133,6 +133,7 @@ def test_pairs_go_to_the_learner_only_with_a_noise_loss():
 
 
 def test_missing_scores_are_counted_and_a_step_without_any_stops_with_a_remedy():
-    assert run(Fakes(totals=((1.0, None), (0.0, 2.0))), steps=1).logged[1]["reward/missing"] == 2
-    with pytest.raises(NothingToLearn, match="--resume"):
+    logged = run(Fakes(totals=((1.0, None), (0.0, 2.0))), steps=1).logged[1]
+    assert (logged["reward/missing"], logged["reward/mutual_information/missing"]) == (2, 2)
+    with pytest.raises(NothingToLearn, match=r"never scored: mutual_information.*--resume"):
         run(Fakes(totals=((None, None), (None, None))), steps=1)

@@ -13,6 +13,7 @@ from omr_ray.plan.shapes import shape_of
 from omr_ray.plan.work import trajectory_bytes
 from omr_ray.types import UserError
 from tests.tiny import make_tiny_sd, make_tiny_sdxl
+from tests.tiny_image_reward import make_tiny_image_reward, tiny_image_reward
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -119,6 +120,22 @@ def test_rounds_come_from_the_dialogues_where_they_are(tmp_path):
     result = plan(small(dialogues={"kind": "json", "path": str(tmp_path)}))
     assert result.step.rounds == 5
     assert not result.notes
+
+
+def test_added_terms_count_where_their_weights_are_known(tmp_path):
+    make_tiny_image_reward(tmp_path)
+    parameters = sum(parameter.numel() for parameter in tiny_image_reward().parameters())
+
+    def term(name, **scorer):
+        return {"name": name, "weight": 1, "scorer": scorer}
+
+    here, there = term("here", type="imagereward", path=str(tmp_path)), term("there", type="imagereward", path="/absent")
+    function, http = term("mine", type="function", path="my:reward"), term("far", type="http", url="http://host/")
+    preference = {"path": "Qwen/Qwen2-VL-2B-Instruct", "dtype": "bfloat16", "batch_size": 1}
+    result = plan(small(rewards={"preference": preference, "terms": [here, there, function, http]}))
+    memory = result.actors[1].memory_gib
+    assert memory["weights of here"] == 4 * parameters / 2**30
+    assert [note.split(":")[0] for note in result.notes if "terms" in note] == ["rewards.terms, there", "rewards.terms, mine"]
 
 
 def test_a_plan_is_plain_json_and_a_table(capsys):

@@ -72,3 +72,19 @@ def test_the_cards_say_which_way_is_better():
 def test_running_mean_leaves_out_what_is_missing():
     assert running_mean([1.0, 3.0, 5.0], 2).tolist() == [1.0, 2.0, 4.0]
     assert running_mean([1.0, float("nan"), 5.0], 2).tolist() == [1.0, 1.0, 5.0]
+
+
+def test_a_term_that_a_user_added_has_a_curve_and_a_line_in_the_schedule(tmp_path):
+    scorer = {"type": "function", "path": "my.rewards:sharp"}
+    config = RunConfig(name="mine", rewards={"terms": [{"name": "very_sharp", "weight": 0.5, "scorer": scorer}]})
+    (tmp_path / "config.yaml").write_text(dump(config))
+    tracker = Tracker(tmp_path, tensorboard=False)
+    tracker.log(1, {"reward/diversity/round_1": 0.1, "reward/very_sharp/round_1": 2.0, "reward/very_sharp/missing": 0.0})
+    page = write_report(tmp_path).read_text()
+    assert re.search(r"<[^>]*>\s*very sharp\s*<", page)  # the title of its plot
+    assert re.search(r"<text[^>]*>very_sharp</text>", page)  # the legend of the schedule
+
+
+def test_a_run_of_before_there_were_terms_keeps_its_page(tmp_path):
+    (tmp_path / "config.yaml").write_text(dump(RunConfig(name="old")).replace("  terms: []\n", ""))
+    assert "Reward weights by round" in write_report(tmp_path).read_text()
