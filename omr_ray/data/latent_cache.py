@@ -63,7 +63,7 @@ def claim(folder: Folder, told: Mapping[str, Any]) -> None:
     if not folder.exists("cache.json"):
         folder.write("cache.json", json.dumps(told, indent=1).encode())
         return
-    found = read_json(folder, "cache.json")
+    told, found = json.loads(json.dumps(told)), read_json(folder, "cache.json")  # JSON has no tuples
     changed = [key for key in sorted(told.keys() | found.keys()) if told.get(key) != found.get(key)]
     if changed:
         what = ", ".join(f"{key} {found.get(key)} instead of {told.get(key)}" for key in changed[:3])

@@ -59,7 +59,7 @@ def test_a_part_that_is_there_is_not_made_again(cache):
 
 def test_a_cache_of_something_else_is_refused(tmp_path):
     folder = Folder(str(tmp_path))
-    claim(folder, {"model": "a", "sizes": [[64, 64]]})
-    claim(folder, {"model": "a", "sizes": [[64, 64]]})
+    claim(folder, {"model": "a", "sizes": [(64, 64)]})
+    claim(folder, {"model": "a", "sizes": [(64, 64)]})
     with pytest.raises(UserError, match="was encoded with model a instead of b; give another data.cache"):
-        claim(folder, {"model": "b", "sizes": [[64, 64]]})
+        claim(folder, {"model": "b", "sizes": [(64, 64)]})
