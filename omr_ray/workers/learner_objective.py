@@ -112,7 +112,7 @@ class Objective(nn.Module):
             reward = one_step_reward(
                 lambda *_: output, policy.decode, lambda images: score(images, prompts), latents, t, text, alphas, kind
             )
-            losses, values["reward"] = losses + algorithm.reward_gradient * refl_loss(reward), reward.detach()
+            losses, values["reward"] = losses + algorithm.reward_gradient * refl_loss(reward, algorithm.reward_cap), reward.detach()
         values["policy_loss"] = losses.detach()
         if algorithm.kl_weight > 0:
             with torch.no_grad(), policy.adapter_off():

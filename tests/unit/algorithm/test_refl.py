@@ -25,3 +25,11 @@ def test_algorithm_1_by_hand():
 
 def test_the_loss_of_a_row_is_minus_its_reward():
     assert refl_loss(torch.tensor([1.0, -2.0])).tolist() == [-1, 2]
+
+
+def test_above_the_cap_nothing_is_pushed_on():
+    reward = torch.tensor([0.5, 0.7, -1.0], requires_grad=True)
+    loss = refl_loss(reward, cap=0.6)
+    torch.testing.assert_close(loss, torch.tensor([-0.5, -0.6, 1.0]))
+    loss.sum().backward()
+    assert reward.grad.tolist() == [-1, 0, -1]
