@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from omr_ray.config.run import Actor, AtelierModel, RunConfig
 from omr_ray.plan.shapes import DiffusionShape, RewardShape
 from omr_ray.plan.work import StepPlan
+from omr_ray.vlm.engine import VLLM_SHARE
 from omr_ray.workers.placement import learner_bundles, resources
 
 GIB = 2**30
@@ -83,7 +84,12 @@ class Memory:
         width = BYTES[preference.dtype]
         batch = min(preference.batch_size, self.config.samples_per_step)
         parts = {"weights": width * self.reward.parameters, "activations": width * batch * self.reward.forward_elements(self.pixels)}
-        return self._actor("reward", actors.count, actors, parts)
+        actor = self._actor("reward", actors.count, actors, parts)
+        if preference.engine == "transformers" or actor.limit_gib is None:
+            return actor
+        taken = VLLM_SHARE * min(actors.num_gpus, 1) * self.config.cluster.gpu_memory_gib
+        cache = {"KV cache": max(0.0, taken - actor.total_gib)}  # vLLM fills its part of the GPU, whatever it needs
+        return replace(actor, memory_gib=actor.memory_gib | cache, limit_gib=taken)
 
     def learner(self, step: StepPlan) -> ActorPlan:
         """ZeRO: stage 1 shards moments and master weights, 2 gradients too, 3 the frozen UNet too."""
