@@ -109,6 +109,7 @@ def _reward_commands(commands: Any) -> None:
     evaluate.add_argument("--data", required=True, help="what `data build` wrote; its test split is judged")
     evaluate.add_argument("--out", type=Path, required=True, help="directory for the report")
     evaluate.add_argument("--limit", type=int, default=10_000, help="at most so many pairs")
+    evaluate.add_argument("--engine", choices=["transformers", "vllm"], default="transformers")
     evaluate.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     evaluate.add_argument("--device", default="cpu")
 
@@ -200,7 +201,8 @@ def _reward_train(options: argparse.Namespace) -> dict:
 def _reward_evaluate(options: argparse.Namespace) -> dict:
     from omr_ray.workers.reward_evaluation import evaluate
 
-    return evaluate(options.model, options.data, options.out, limit=options.limit, dtype=options.dtype, device=options.device)
+    loading = {"engine": options.engine, "dtype": options.dtype, "device": options.device}
+    return evaluate(options.model, options.data, options.out, limit=options.limit, **loading)
 
 
 def _data_build(options: argparse.Namespace) -> dict:

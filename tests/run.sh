@@ -1,10 +1,15 @@
 #!/usr/bin/env bash
-# All checks of a clean checkout: format, lint, types, tests. `bash tests/run.sh slow` adds those that take minutes;
-# any other words go to pytest: `bash tests/run.sh tests/unit -k ppo`.
+# All checks of a clean checkout: format, lint, types, tests. `bash tests/run.sh slow` adds those that take minutes,
+# `bash tests/run.sh vllm` runs those of the vLLM engine in an environment of their own; any other words go to pytest:
+# `bash tests/run.sh tests/unit -k ppo`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 unset PYTHONDONTWRITEBYTECODE
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+if [ "${1:-}" = vllm ]; then
+  source tests/vllm/environment.sh
+  exec .venv-vllm/bin/python -m pytest -q tests/vllm --durations=10 "${@:2}"
+fi
 source jobs/environment.sh
 bin=.venv/bin
 if [ $# -eq 0 ] || [ "$1" = slow ]; then

@@ -29,14 +29,20 @@ TEXT = {
 }
 
 
-def make_tiny_qwen(path: str | Path, family: str = "qwen2_5_vl", seed: int = 0) -> Path:
-    """A Qwen2-VL, Qwen2.5-VL or Qwen3-VL of about 40k parameters: 4-pixel patches, merged 2 x 2, images of any size."""
+def make_tiny_qwen(path: str | Path, family: str = "qwen2_5_vl", seed: int = 0, heads: int = 2) -> Path:
+    """A Qwen2-VL, Qwen2.5-VL or Qwen3-VL of about 40k parameters: 4-pixel patches, merged 2 x 2, images of any size.
+
+    heads: of the language model, 1 or 2. vLLM has attention for heads of at least 32 on a CPU, that is for one.
+    """
     vocab = {token: i for i, token in enumerate([*sorted(pre_tokenizers.ByteLevel.alphabet()), *SPECIAL])}
     tokens = {"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>"}
     tokens |= {"vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>"}
     ids = {name: vocab[token] for name, token in tokens.items()}
     torch.manual_seed(seed)
-    model = _network(family, {**TEXT, "vocab_size": len(vocab)}, ids)
+    text = {**TEXT, "vocab_size": len(vocab), "num_attention_heads": heads}
+    if heads == 1:
+        text["rope_parameters"] = {**TEXT["rope_parameters"], "mrope_section": [4, 6, 6]}
+    model = _network(family, text, ids)
     with torch.no_grad():  # the default initialisation is too small for two images to be told apart
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -58,5 +64,6 @@ def _network(family: str, text: dict, ids: dict[str, int]) -> torch.nn.Module:
         return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids))
     vision = {**VISION, "hidden_size": 16, "intermediate_size": 32, "out_hidden_size": width}
     vision |= {"num_position_embeddings": 64, "deepstack_visual_indexes": [0]}
-    text = {**text, "head_dim": 16}
+    rope = {**text["rope_parameters"], "mrope_interleaved": True}
+    text = {**text, "head_dim": width // text["num_attention_heads"], "rope_parameters": rope}
     return Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=vision, **ids))

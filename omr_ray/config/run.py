@@ -101,6 +101,9 @@ class PreferenceModel(Config):
     """The Qwen-VL reward model behind the mutual-information reward (OMR eq. 8). `path: atelier` is the embedded one."""
 
     path: str = "atelier"
+    engine: Literal["transformers", "vllm"] = Field(
+        "transformers", description="what reward workers score with; a learner that follows the reward's gradient takes transformers"
+    )
     dtype: Literal["float32", "bfloat16"] = "float32"
     batch_size: PositiveInt = 64
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from omr_ray.config.run import Actor, AtelierModel, RunConfig
 from omr_ray.config.terms import ImageRewardScorer
 from omr_ray.plan.shapes import DiffusionShape, RewardShape, parameters_in
 from omr_ray.plan.work import StepPlan
+from omr_ray.vlm.engine import VLLM_SHARE
 from omr_ray.workers.placement import learner_bundles, resources
 
 GIB = 2**30
@@ -85,11 +87,21 @@ class Memory:
         width = BYTES[preference.dtype]
         batch = min(preference.batch_size, self.config.samples_per_step)
         parts = {"weights": width * self.reward.parameters, "activations": width * batch * self.reward.forward_elements(self.pixels)}
+        beside = {f"weights of {name}": float(size) for name, size in self._scorers()}
+        actor = self._actor("reward", actors.count, actors, parts | beside)
+        if preference.engine == "transformers" or actor.limit_gib is None:
+            return actor
+        others = sum(beside.values()) / GIB
+        taken = VLLM_SHARE * min(actors.num_gpus, 1) * self.config.cluster.gpu_memory_gib
+        cache = {"KV cache": max(0.0, taken + others - actor.total_gib)}  # vLLM fills its part of the GPU, whatever it needs
+        return replace(actor, memory_gib=actor.memory_gib | cache, limit_gib=taken + others)
+
+    def _scorers(self) -> Iterator[tuple[str, int]]:
+        """Bytes of the models that score `rewards.terms` here."""
         for term in self.config.rewards.terms:
             scorer = term.scorer
             if isinstance(scorer, ImageRewardScorer) and Path(scorer.path).is_dir():
-                parts[f"weights of {term.name}"] = BYTES[scorer.dtype] * parameters_in(Path(scorer.path))
-        return self._actor("reward", actors.count, actors, parts)
+                yield term.name, BYTES[scorer.dtype] * parameters_in(Path(scorer.path))
 
     def learner(self, step: StepPlan) -> ActorPlan:
         """ZeRO: stage 1 shards moments and master weights, 2 gradients too, 3 the frozen UNet too."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from omr_ray.types import UserError
+from omr_ray.vlm.engine import Images
 from omr_ray.vlm.templates import REWARD_TEMPLATE, SPECIAL_TOKENS
 
 
@@ -73,8 +74,26 @@ class QwenInputs:
 
 def decoded(content: bytes) -> Tensor:
     """An encoded image as float32 [3 H W] in [0, 1]."""
+    return as_floats([decoded_bytes(content)])[0]
+
+
+def decoded_bytes(content: bytes) -> np.ndarray:
+    """An encoded image as u8 [H W 3]."""
     with Image.open(io.BytesIO(content)) as opened:
-        return torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1).float() / 255
+        return np.array(opened.convert("RGB"))
+
+
+def as_floats(images: Images) -> Tensor | list[Tensor]:
+    """Images u8 as float32 in [0, 1] with channels first: [N 3 H W] of an array, N of [3 H W] of a list."""
+    if isinstance(images, np.ndarray):
+        return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2) / 255
+    return [torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255 for image in images]
+
+
+def resized(image: np.ndarray, processor: Qwen2VLImageProcessorPil) -> np.ndarray:
+    """An image u8 [H W 3] at the size that the network sees, u8, by the same operations as in `patchify`."""
+    levels = _resize(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255, processor)
+    return (levels[0] * 255).round().byte().permute(1, 2, 0).numpy()
 
 
 def patchify(images: Tensor, processor: Qwen2VLImageProcessorPil) -> tuple[Tensor, Tensor]:

@@ -7,19 +7,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from omr_ray.types import UserError
-from omr_ray.vlm.inputs import QwenInputs
+from omr_ray.vlm.engine import Images
+from omr_ray.vlm.inputs import QwenInputs, as_floats
 from omr_ray.weights import check_directory, read_safetensors, reported, write_safetensors_atomic
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-HEAD_FILE = "reward_head.safetensors"
+HEAD_FILE = "reward_head/model.safetensors"  # in a folder of its own: vLLM takes every *.safetensors beside the network for a part of it
+
+
+def check_model(path: str) -> Any:
+    """The transformers config of the reward model at `path`, a directory or hub id. Raises UserError as `RewardModel.from_pretrained`."""
+    if Path(path).exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path):
+        check_directory(path)
+    with reported(path):
+        config = AutoConfig.from_pretrained(path)
+        if config.model_type not in FAMILIES:
+            families = ", ".join(FAMILIES)
+            raise UserError(f"reward model {path}: its family must be one of {families}, got {config.model_type!r}; take another model")
+    return config
 
 
 def linear_head(width: int) -> nn.Linear:
@@ -28,6 +40,23 @@ def linear_head(width: int) -> nn.Linear:
     nn.init.constant_(head.weight, 1 / width)
     nn.init.zeros_(head.bias)
     return head
+
+
+def stored_head(path: str | Path, width: int) -> nn.Linear | None:
+    """The linear head that lies at `path`, if there is one, for hidden states of `width` numbers."""
+    file = Path(path) / HEAD_FILE
+    if not file.exists():
+        return None
+    with reported(file):
+        weights = {name: torch.tensor(value) for name, value in read_safetensors(file).items()}
+        head = linear_head(width)
+        head.load_state_dict(weights)
+    return head
+
+
+def reward_of(states: Tensor, head: nn.Linear | None) -> Tensor:
+    """Rewards float32 [N] of hidden states [N, D] at the answer position: their mean, or what a learned head says."""
+    return states.float().mean(1) if head is None else head(states.float()).squeeze(1)
 
 
 class RewardModel(nn.Module):
@@ -41,7 +70,7 @@ class RewardModel(nn.Module):
         super().__init__()
         self.network: Any = network  # a family's base model, or its ForConditionalGeneration, whose last layer is passed over
         self.inputs = QwenInputs(tokenizer, image_processor)
-        self.head = linear_head(network.config.text_config.hidden_size) if head == "linear" else None
+        self.head = linear_head(self.width) if head == "linear" else None
 
     @classmethod
     def from_pretrained(
@@ -53,19 +82,15 @@ class RewardModel(nn.Module):
         other families than Qwen2-VL, Qwen2.5-VL and Qwen3-VL.
         """
         path = str(path)
-        if Path(path).exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path):
-            check_directory(path)
+        check_model(path)
         with reported(path):
-            family = AutoConfig.from_pretrained(path).model_type
-            if family not in FAMILIES:
-                raise UserError(f"reward model {path}: its family must be one of {', '.join(FAMILIES)}, got {family!r}; take another model")
             network, loading = AutoModel.from_pretrained(path, dtype=dtype, use_safetensors=True, output_loading_info=True)
             tokenizer, processor = AutoTokenizer.from_pretrained(path), Qwen2VLImageProcessorPil.from_pretrained(path)
         if loading["missing_keys"]:
             names = sorted(loading["missing_keys"])
             raise UserError(f"reward model {path}: {len(names)} weights are missing, the first is {names[0]!r}; fetch it again")
-        model = cls(network, tokenizer, processor, "linear" if (Path(path) / HEAD_FILE).exists() else head)
-        model.load_head(path)
+        model = cls(network, tokenizer, processor, head)
+        model.head = stored_head(path, model.width) or model.head
         return model.to(device).eval().requires_grad_(False)
 
     def with_adapter(self, path: str | Path) -> RewardModel:
@@ -73,18 +98,8 @@ class RewardModel(nn.Module):
         check_directory(path)
         with reported(path):
             self.network = PeftModel.from_pretrained(self.network, str(path)).merge_and_unload()
-        if self.head is None and (Path(path) / HEAD_FILE).exists():
-            self.head = linear_head(self.network.config.text_config.hidden_size).to(self.device)
-        self.load_head(path)
-        return self.eval().requires_grad_(False)  # type: ignore[return-value]
-
-    def load_head(self, path: str | Path) -> None:
-        """The linear head that lies at `path`, if this model has one and there is one."""
-        file = Path(path) / HEAD_FILE
-        if self.head is not None and file.exists():
-            weights = {name: torch.tensor(value) for name, value in read_safetensors(file).items()}
-            with reported(file):
-                self.head.load_state_dict(weights)
+        self.head = stored_head(path, self.width) or self.head
+        return self.to(self.device).eval().requires_grad_(False)
 
     def save_head(self, path: str | Path) -> None:
         if self.head is not None:
@@ -92,8 +107,15 @@ class RewardModel(nn.Module):
             write_safetensors_atomic(Path(path) / HEAD_FILE, arrays, {"head": "linear"})
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Network, tokenizer, image processor and, where there is one, the head; `from_pretrained` reads it back."""
-        self.network.save_pretrained(path)
+        """Network, tokenizer, image processor and, where there is one, the head; `from_pretrained` reads it back.
+
+        The network is stored as the family's ForConditionalGeneration without its last layer: the form that other
+        libraries load.
+        """
+        with torch.device("meta"):
+            whole = AutoModelForImageTextToText.from_config(self.network.config, dtype=self.network.dtype)
+        whole.model = self.network.base_model
+        whole.save_pretrained(path, state_dict={f"model.{name}": value for name, value in whole.model.state_dict().items()})
         self.inputs.tokenizer.save_pretrained(path)
         self.inputs.image_processor.save_pretrained(path)
         self.save_head(path)
@@ -104,19 +126,23 @@ class RewardModel(nn.Module):
         inputs = self.inputs(on_device, prompts)
         hidden = self.network.base_model(**inputs, use_cache=False).last_hidden_state
         answer = inputs["attention_mask"].sum(1) - 1
-        state = hidden[torch.arange(len(hidden), device=hidden.device), answer].float()
-        return state.mean(1) if self.head is None else self.head(state).squeeze(1)
+        return reward_of(hidden[torch.arange(len(hidden), device=hidden.device), answer], self.head)
 
     forward = score_tensor
 
     @torch.no_grad()
-    def score(self, images: np.ndarray, prompts: Sequence[str], batch_size: int = 64) -> Tensor:
-        """Rewards of images u8 [N, H, W, 3] under N prompts, float32 [N] on the CPU; `batch_size` pairs go together."""
+    def score(self, images: Images, prompts: Sequence[str], batch_size: int = 64) -> Tensor:
+        """As `RewardEngine.score`."""
         scores = []
         for start in range(0, len(images), batch_size):
-            part = torch.from_numpy(np.array(images[start : start + batch_size])).permute(0, 3, 1, 2) / 255
+            part = as_floats(images[start : start + batch_size])
             scores.append(self.score_tensor(part, prompts[start : start + batch_size]).cpu())
         return torch.cat(scores) if scores else torch.zeros(0)
+
+    @property
+    def width(self) -> int:
+        """D, numbers of a hidden state."""
+        return self.network.config.text_config.hidden_size
 
     @property
     def device(self) -> torch.device:

@@ -18,6 +18,7 @@ from omr_ray.weights import reported
 if TYPE_CHECKING:
     from omr_ray.diffusion.policy import Policy
     from omr_ray.diffusion.sampler import MultiRoundSampler
+    from omr_ray.vlm.engine import RewardEngine
     from omr_ray.vlm.reward_model import RewardModel
 
 
@@ -75,12 +76,32 @@ def reward_model_from(preference: PreferenceModel, device: str = "cpu", threads:
     from omr_ray.vlm.reward_model import RewardModel
 
     _set_threads(threads)
-    base, adapter = preference.path, None
-    if (Path(base) / ADAPTER_CONFIG).exists():
-        with reported(base):
-            base, adapter = json.loads((Path(base) / ADAPTER_CONFIG).read_text())["base_model_name_or_path"], base
-    model = RewardModel.from_pretrained(reward_model_path(base), dtype=preference.dtype, device=device)
+    base, adapter = _base_and_adapter(preference.path)
+    model = RewardModel.from_pretrained(base, dtype=preference.dtype, device=device)
     return model if adapter is None else model.with_adapter(adapter)
+
+
+def reward_engine_from(
+    preference: PreferenceModel, device: str = "cpu", threads: int | None = None, gpu_share: float = 1.0
+) -> RewardEngine:
+    """The same model in the engine that the config names. vLLM takes its part of `gpu_share` of the GPU at once."""
+    if preference.engine == "transformers":
+        return reward_model_from(preference, device, threads)
+    from omr_ray.vlm.vllm_engine import VllmRewardModel
+
+    _set_threads(threads)
+    base, adapter = _base_and_adapter(preference.path)
+    options = preference.model_dump(include={"dtype", "batch_size"})
+    return VllmRewardModel.load(base, adapter=adapter, device=device, gpu_share=gpu_share, **options)
+
+
+def _base_and_adapter(path: str) -> tuple[str, str | None]:
+    """Where the whole model lies, and the PEFT adapter to merge into it, if `path` is one."""
+    config = Path(path) / ADAPTER_CONFIG
+    if not config.exists():
+        return reward_model_path(path), None
+    with reported(path):
+        return reward_model_path(json.loads(config.read_text())["base_model_name_or_path"]), path
 
 
 def reward_model_path(path: str) -> str:

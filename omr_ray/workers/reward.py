@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from omr_ray.config.run import RunConfig
-from omr_ray.workers.loading import device_for, reward_model_from
+from omr_ray.workers.loading import device_for, reward_engine_from
 from omr_ray.workers.scorers import Score, scorer_from
 
 if TYPE_CHECKING:
-    from omr_ray.vlm.reward_model import RewardModel
+    from omr_ray.vlm.engine import RewardEngine
 
 
 class RewardWorker:
@@ -45,9 +45,9 @@ class RewardWorker:
         return known, {"score": time.perf_counter() - start}
 
     @cached_property
-    def _model(self) -> RewardModel:
+    def _model(self) -> RewardEngine:
         actors = self._config.workers.reward
-        return reward_model_from(self._config.rewards.preference, device_for(actors, "reward"), actors.threads)
+        return reward_engine_from(self._config.rewards.preference, device_for(actors, "reward"), actors.threads, actors.num_gpus)
 
     @cached_property
     def _scorers(self) -> dict[str, Score]:

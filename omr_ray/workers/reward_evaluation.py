@@ -7,23 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from omr_ray.config.run import PreferenceModel
 from omr_ray.data.store import StoredTable
 from omr_ray.evaluation import reward
-from omr_ray.vlm.inputs import decoded
-from omr_ray.workers.loading import reward_model_from
+from omr_ray.vlm.inputs import decoded_bytes
+from omr_ray.workers.loading import reward_engine_from
 
 
-def evaluate(model: str, data: str, out: Path, *, limit: int, dtype: str, device: str) -> dict[str, Any]:
+def evaluate(model: str, data: str, out: Path, *, limit: int, engine: str, dtype: str, device: str) -> dict[str, Any]:
     """Judge the model at `model` ("atelier", a directory or hub id, or what `reward train` wrote); writes the report below `out`."""
     table = StoredTable(data, "preferences", "test")
-    network = reward_model_from(PreferenceModel.model_validate({"path": model, "dtype": dtype}), device)
+    network = reward_engine_from(PreferenceModel.model_validate({"path": model, "engine": engine, "dtype": dtype}), device)
 
-    @torch.no_grad()
     def score(images: Sequence[bytes], prompts: Sequence[str]) -> np.ndarray:
-        return network.score_tensor([decoded(image) for image in images], prompts).double().cpu().numpy()
+        return network.score([decoded_bytes(image) for image in images], prompts, batch_size=len(images)).double().numpy()
 
     judged = reward.judge(table.rows(), score, weights=f"reward model {model}, data {data}", beta=1.0, limit=limit)
     figures = {"accuracy": judged.accuracy.value, "interval": [judged.accuracy.low, judged.accuracy.high]}

@@ -31,6 +31,15 @@ def test_the_published_settings_fit_their_four_gpus():
     assert any("4 rounds" in note for note in result.notes)
 
 
+def test_vllm_takes_nine_tenths_of_its_part_of_a_gpu():
+    config = RunConfig.load(CONFIGS / "sd21.yaml", ["rewards.preference.engine=vllm"])
+    with pytest.raises(UserError, match="reserves 0.24 GPU of 39.5 GiB, that is 8.5; lower rewards.preference.batch_size"):
+        plan(config)
+    (reward,) = [actor for actor in plan(with_overrides(config, ["rewards.preference.batch_size=2"])).actors if actor.pool == "reward"]
+    assert reward.total_gib == pytest.approx(0.9 * 0.24 * 39.5)
+    assert reward.memory_gib["KV cache"] > 0
+
+
 def test_the_fashion_config_fits_too():
     result = plan(RunConfig.load(CONFIGS / "sdxl_fashion.yaml"))
     assert result.lora_parameters == 4 * 5_806_080  # rank 16

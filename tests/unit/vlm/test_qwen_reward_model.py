@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from omr_ray.types import UserError
 from omr_ray.vlm.reward_model import HEAD_FILE, RewardModel
 from omr_ray.vlm.templates import REWARD_TEMPLATE
+from omr_ray.weights import read_safetensors
 from tests.tiny_qwen import make_tiny_qwen
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -67,6 +70,12 @@ def test_the_gradient_reaches_the_image_and_points_uphill(directories, family):
     assert (model.score_tensor(images.detach() + 0.01 * step, PROMPTS) > rewards).all()
 
 
+def test_images_of_different_sizes_go_together(model):
+    images = [IMAGES[0], IMAGES[1, :16], IMAGES[2, :, :20], np.tile(IMAGES[3], (3, 2, 1))]
+    alone = torch.cat([model.score(image[None], [prompt]) for image, prompt in zip(images, PROMPTS, strict=True)])
+    torch.testing.assert_close(model.score(images, PROMPTS, batch_size=3), alone, atol=1e-5, rtol=0)
+
+
 def test_read_only_images_and_no_images(model):
     images = IMAGES.copy()
     images.flags.writeable = False
@@ -94,8 +103,14 @@ def test_a_linear_head_starts_as_the_mean_and_is_saved(directories, model, tmp_p
         RewardModel.from_pretrained(tmp_path, head="linear")
 
 
-def test_what_is_saved_is_read_back(model, tmp_path):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_saved_is_read_back_and_has_the_form_that_other_libraries_load(directories, family, tmp_path):
+    model = RewardModel.from_pretrained(directories[family])
     model.save_pretrained(tmp_path)
+    (architecture,) = json.loads((tmp_path / "config.json").read_text())["architectures"]
+    assert architecture.endswith("ForConditionalGeneration")
+    stored = {tensor for file in (directories[family], tmp_path) for tensor in read_safetensors(file / "model.safetensors")}
+    assert stored - set(read_safetensors(tmp_path / "model.safetensors")) == {"lm_head.weight"}
     torch.testing.assert_close(RewardModel.from_pretrained(tmp_path).score(IMAGES, PROMPTS), model.score(IMAGES, PROMPTS))
 
 
