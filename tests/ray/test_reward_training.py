@@ -19,6 +19,7 @@ from omr_ray.config.run import PreferenceModel
 from omr_ray.data.rows import write_part
 from omr_ray.data.store import StoredTable
 from omr_ray.training import reward_model as training
+from omr_ray.training.loop import learning_rate
 from omr_ray.types import UserError
 from omr_ray.vlm.inputs import decoded
 from omr_ray.weights import read_safetensors
@@ -63,7 +64,7 @@ def lines(directory):
 def test_the_schedule_by_hand(data, tiny):
     config = run_config(data, tiny)
     assert training.total_updates(config, 1000) == 6 and training.usable(config, 50) == 50
-    rates = [training.learning_rate(config, update, 6) for update in range(1, 7)]  # one update of warm-up, then a cosine of five
+    rates = [learning_rate(config, update, 6) for update in range(1, 7)]  # one update of warm-up, then a cosine of five
     assert rates == pytest.approx([1e-2, *(1e-2 * 0.5 * (1 + math.cos(math.pi * step / 5)) for step in range(5))])
 
 
@@ -125,6 +126,11 @@ def test_all_weights_from_nothing_and_a_linear_head(data, tiny, tmp_path):
     training.train(config, tmp_path, resume=False)
     model = reward_model_from(PreferenceModel(path=str(tmp_path / "model")))
     assert model.head is not None and not torch.equal(model.head.weight, torch.full_like(model.head.weight, 1 / 32))
+
+
+def test_a_pair_without_an_image_is_said_in_one_line():
+    with pytest.raises(UserError, match="pair 'p7' has no rejected image; build the data with filters.missing_images=reject"):
+        training._image({"id": "p7", "rejected": None}, "rejected")
 
 
 @pytest.mark.parametrize(
