@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from omr_ray.config.data import DataConfig
-from omr_ray.data import filters, rows, schema
+from omr_ray.data import filters, rows
 from omr_ray.data.colors import dominant_colors, name_of
 from omr_ray.data.export import export
 from omr_ray.data.filters import Limits, Rejected
@@ -218,7 +218,6 @@ def test_a_file_is_whole_or_not_there(tmp_path):
         shard.add({"source": "s", "id": "i", "reason": "r", "detail": "d"}, 0)
         raise RuntimeError("killed here")
     assert list((tmp_path / "rejects").iterdir()) == []
-    assert set(schema.TABLES) == {"dialogues", "preferences", "rejects"}
 
 
 # -- whatever is fed to it ---------------------------------------------------------------------------------------------
