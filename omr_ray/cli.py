@@ -188,7 +188,7 @@ def _bench(options: argparse.Namespace) -> dict:
 
 
 def _reward_train(options: argparse.Namespace) -> dict:
-    from omr_ray.config.reward import RewardRun
+    from omr_ray.config.reward_model import RewardRun
 
     config = RewardRun.load(options.config, options.overrides)
     from omr_ray.ray_session import connected

@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from omr_ray.algorithm.collate import collate, round_pairs
-from omr_ray.config.run import ImmediateCredit, Ppo, RunConfig
+from omr_ray.config.rewards import ImmediateCredit
+from omr_ray.config.run import Ppo, RunConfig
 from omr_ray.types import Batch, Dialogue, LearnerState, Rollout, RoundPairs, ScoredRollout, Update
 
 

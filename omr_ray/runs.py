@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from omr_ray.config.finetune import FinetuneRun
 from omr_ray.config.reading import Config, dump
-from omr_ray.config.reward import RewardRun
+from omr_ray.config.reward_model import RewardRun
 from omr_ray.config.run import RunConfig
 from omr_ray.types import LearnerState, UserError
 from omr_ray.weights import read_safetensors, write_safetensors_atomic

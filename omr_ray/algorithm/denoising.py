@@ -25,7 +25,7 @@ def target_of(z0: Tensor, noise: Tensor, alpha_bar_t: Tensor, prediction_type: s
 
 
 def min_snr_weight(alpha_bar_t: Tensor, prediction_type: str, gamma: float) -> Tensor:
-    """Weight of a timestep, float32 [N], with SNR = a / (1 - a) (arXiv:2303.09556, eq. 7 and section 3.4).
+    """Weight of a timestep, float32 [N], with SNR = a / (1 - a) (arXiv:2303.09556, section 3.4).
 
     sample min(SNR, gamma);  epsilon min(SNR, gamma) / SNR;  v_prediction min(SNR, gamma) / (SNR + 1)
     """

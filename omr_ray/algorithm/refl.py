@@ -33,7 +33,7 @@ def one_step_reward(
 def refl_loss(reward: Tensor, cap: float | None = None) -> Tensor:
     """-min(R, cap) for each row: descending it is the W <- W + grad R of OMR Algorithm 1, line 14.
 
-    A row whose reward is above `cap` has no gradient, as with the ReLU of ReFL (arXiv:2304.05977, eq. 3): an image that is
+    A row whose reward is above `cap` has no gradient, as with the ReLU of ReFL (arXiv:2304.05977): an image that is
     good enough is not pushed on. reward [N]; returns [N], not reduced.
     """
     return -(reward.float() if cap is None else reward.float().clamp(max=cap))

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from omr_ray.config.reading import Config
-from omr_ray.config.run import AtelierModel, DiffusersModel, Lora, Model, MultiRoundLoss
+from omr_ray.config.run import AtelierModel, Lora, Model, MultiRoundLoss
 from omr_ray.config.trainer import Trainer, TrainRun
 
 
@@ -32,7 +32,9 @@ class TextImageLoss(Config):
     """The noise, v or x0 regression on single rounds (arXiv:2006.11239, eq. 14)."""
 
     weight: NonNegativeFloat = 1.0
-    min_snr_gamma: PositiveFloat | None = Field(5.0, description="min-SNR weights (arXiv:2303.09556, eq. 7); None: all timesteps alike")
+    min_snr_gamma: PositiveFloat | None = Field(
+        5.0, description="min-SNR weights (arXiv:2303.09556, section 3.4); None: all timesteps alike"
+    )
     drop_prompt: float = Field(0.1, ge=0, le=1, description="share of rows with the empty prompt: what guidance needs")
 
 
@@ -62,6 +64,4 @@ class FinetuneRun(TrainRun):
     def something_is_learned(self) -> FinetuneRun:
         if self.text_image.weight == 0 and self.multi_round.weight == 0:
             raise ValueError("text_image.weight and multi_round.weight are both 0: nothing would be learned; raise one")
-        if isinstance(self.model, DiffusersModel) and self.model.compile and self.lora is None:
-            raise ValueError("model.compile with lora null is not supported; set compile=false")
         return self

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from omr_ray.config.reading import Config
-from omr_ray.config.terms import HttpScorer, Term
+from omr_ray.config.rewards import HttpScorer, InfoNce, Rewards
 
 # -- what is trained ---------------------------------------------------------------------------------------------------
 
@@ -61,105 +61,6 @@ class Sampler(Config):
         low, high = self.window
         if not low <= high <= self.steps:
             raise ValueError(f"window {list(self.window)} must satisfy T1 <= T2 <= steps ({self.steps})")
-        return self
-
-
-# -- rewards -----------------------------------------------------------------------------------------------------------
-
-
-class ExponentialSchedule(Config):
-    """lambda_div = exp(-alpha t), lambda_cons = 1 - exp(-beta t), lambda_MI = 0.5 exp(-gamma t) (OMR eq. 9)."""
-
-    type: Literal["exponential"] = "exponential"
-    alpha: NonNegativeFloat = 0.15
-    beta: NonNegativeFloat = 0.1
-    gamma: NonNegativeFloat = 0.075
-
-
-class ConstantSchedule(Config):
-    """The same weights in every round; 0.25 each is the paper's Ours_RC25."""
-
-    type: Literal["constant"] = "constant"
-    diversity: float = 0.25
-    consistency: float = 0.25
-    mutual_information: float = 0.25
-
-
-class LinearSchedule(Config):
-    """Weights that go in a straight line from `first` (round 1) to `last` (round `rounds`): diversity, consistency, MI."""
-
-    type: Literal["linear"] = "linear"
-    first: tuple[float, float, float] = (0.86, 0.1, 0.46)
-    last: tuple[float, float, float] = (0.3, 0.55, 0.27)
-    rounds: PositiveInt = 8
-
-
-Schedule = Annotated[ExponentialSchedule | ConstantSchedule | LinearSchedule, Field(discriminator="type")]
-
-
-class PreferenceModel(Config):
-    """The Qwen-VL reward model behind the mutual-information reward (OMR eq. 8). `path: atelier` is the embedded one."""
-
-    path: str = "atelier"
-    engine: Literal["transformers", "vllm"] = Field(
-        "transformers", description="what reward workers score with; a learner that follows the reward's gradient takes transformers"
-    )
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    batch_size: PositiveInt = 64
-
-
-class PreferenceScore(Config):
-    """A sample's own preference score stands for I(X; Y), as in the paper."""
-
-    type: Literal["score"] = "score"
-
-
-class InfoNce(Config):
-    """A lower bound on I(X; Y) (OMR eq. 8): how well a sample's prompt tells its image from those of other dialogues.
-
-    The D samples of one round and sibling index over a step's dialogues compete. This takes D times as many preference
-    scores as `score`. A round that one dialogue alone has gives 0. `reward_gradient`, refl and the evaluation keep the
-    plain score.
-    """
-
-    type: Literal["infonce"] = "infonce"
-
-
-MutualInformation = Annotated[PreferenceScore | InfoNce, Field(discriminator="type")]
-
-
-class ImmediateCredit(Config):
-    """A sample is credited with the reward of its own round."""
-
-    type: Literal["immediate"] = "immediate"
-
-
-class ReturnToGoCredit(Config):
-    """A sample is also credited with later rounds, discounted: they start from its latent."""
-
-    type: Literal["return_to_go"] = "return_to_go"
-    discount: float = Field(0.9, ge=0, le=1)
-
-
-Credit = Annotated[ImmediateCredit | ReturnToGoCredit, Field(discriminator="type")]
-
-
-class Rewards(Config):
-    """The three rewards of OMR section 3.2, those that users add, and how they become one number."""
-
-    schedule: Schedule = ExponentialSchedule()
-    standardize: bool = Field(True, description="(x - mean) / std of each term, both running, before weighting; off is the raw sum")
-    diversity_scope: Literal["siblings", "dialogue"] = "siblings"
-    credit: Credit = ImmediateCredit()
-    preference: PreferenceModel = PreferenceModel()
-    mutual_information: MutualInformation = PreferenceScore()
-    terms: tuple[Term, ...] = ()
-
-    @model_validator(mode="after")
-    def every_term_has_its_own_name(self) -> Rewards:
-        names = [term.name for term in self.terms]
-        if len(set(names)) < len(names):
-            raise ValueError(f"terms need names of their own, got {', '.join(names)}")
         return self
 
 

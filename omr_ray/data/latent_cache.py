@@ -99,6 +99,8 @@ class LatentTable:
 
     def __init__(self, path: str, split: str, shapes: Shapes, batch: int) -> None:
         self.shapes, self._batch = shapes, batch
+        if not Folder(path).exists(f"latents/{split}"):
+            raise UserError(f"no dialogue of the {split} split has an image: nothing to train on; build the data with images")
         found = sorted({name.split("/")[2] for name in StoredTable(path, "latents", split).files})
         self.buckets: list[Size] = [(int(height), int(width)) for height, width in (name.split("x") for name in found)]
         self._tables = [StoredTable(path, "latents", split, name) for name in found]

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from omr_ray.atelier import WEIGHTS
+from omr_ray.config.rewards import FunctionScorer, ImageRewardScorer, Term
 from omr_ray.config.run import Cluster, DiffusersModel, RunConfig
-from omr_ray.config.terms import FunctionScorer, ImageRewardScorer, Term
 from omr_ray.plan.fit import place, refuse_small_share
 from omr_ray.plan.memory import GIB, ActorPlan, Memory
 from omr_ray.plan.shapes import DiffusionShape, RewardShape, reward_shape_of, shape_of

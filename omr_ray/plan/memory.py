@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from omr_ray.config.rewards import ImageRewardScorer
 from omr_ray.config.run import Actor, AtelierModel, RunConfig
-from omr_ray.config.terms import ImageRewardScorer
 from omr_ray.plan.shapes import DiffusionShape, RewardShape, parameters_in
 from omr_ray.plan.work import StepPlan
 from omr_ray.vlm.engine import VLLM_SHARE

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from omr_ray.algorithm.denoising import denoising_loss
-from omr_ray.algorithm.multi_round import draw_rounds, multi_round_loss, noised
+from omr_ray.algorithm.multi_round import noised
 from omr_ray.config.finetune import FinetuneRun
 from omr_ray.config.run import DiffusersModel
 from omr_ray.data.latent_cache import Encoded, Frame
 from omr_ray.diffusion.policy import Policy
+from omr_ray.diffusion.rounds import policy_round_losses
 from omr_ray.diffusion.text import Text
 
 
@@ -74,27 +75,11 @@ class SupervisedObjective(nn.Module):
 
     def _multi_round(self, dialogues: Sequence[Encoded], rngs: Sequence[np.random.Generator]) -> tuple[Tensor, Tensor]:
         """L_multi (OMR eq. 4, 5, 13) of two consecutive rounds of each dialogue [n], and which dialogues have such [n]."""
-        policy, settings, steps = self.policy, self.config.multi_round, self.policy.num_train_timesteps
         pairs = [_pair(dialogue, rng) for dialogue, rng in zip(dialogues, rngs, strict=True)]
         x, y = [before for before, _ in pairs], [after for _, after in pairs]
-        z_x, z_y = self._latents(x), self._latents(y)
-        tau1, tau2, noise1, noise2 = draw_rounds(rngs, z_x, settings.tau1, settings.tau2, steps)
-        losses = multi_round_loss(
-            policy.predict,
-            z_x,
-            z_y,
-            tau1,
-            tau2,
-            (tau2 - steps // settings.steps).clamp(min=0),
-            self._text(x),
-            self._text(y),
-            noise1,
-            noise2,
-            policy.alphas_cumprod,
-            policy.prediction_type,
-            settings.through_rounds,
-        )
-        return losses, torch.tensor([any(dialogue.consecutive) for dialogue in dialogues], device=policy.device)
+        settings = self.config.multi_round.model_dump(exclude={"weight"})
+        losses = policy_round_losses(self.policy, self._latents(x), self._latents(y), self._text(x), self._text(y), rngs, **settings)
+        return losses, torch.tensor([any(dialogue.consecutive) for dialogue in dialogues], device=self.policy.device)
 
     def _latents(self, frames: Sequence[Frame]) -> Tensor:
         return torch.from_numpy(np.stack([frame.latent for frame in frames])).to(self.policy.device)

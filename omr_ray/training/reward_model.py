@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import yaml
 
-from omr_ray.config.reward import RewardRun
+from omr_ray.config.reward_model import RewardRun
 from omr_ray.data.sources import places
 from omr_ray.data.store import StoredTable
 from omr_ray.training.loop import learn, load, run_workers

@@ -18,7 +18,7 @@ import numpy as np
 import tenacity
 from PIL import Image
 
-from omr_ray.config.terms import LONGEST_PAUSE_S, HttpScorer
+from omr_ray.config.rewards import LONGEST_PAUSE_S, HttpScorer
 from omr_ray.types import UserError
 
 logger = logging.getLogger(__name__)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from omr_ray.algorithm.gaussian import ddim_mean_and_sigma, log_prob
-from omr_ray.algorithm.multi_round import draw_rounds, multi_round_loss
 from omr_ray.algorithm.ppo import clipped_policy_loss, gaussian_kl
 from omr_ray.algorithm.refl import one_step_reward, refl_loss
 from omr_ray.config.run import Ppo, RunConfig
 from omr_ray.diffusion.policy import Policy
+from omr_ray.diffusion.rounds import policy_round_losses
 from omr_ray.types import Batch, RoundPairs
 
 Score = Callable[[Tensor, Any], Tensor]  # images [N 3 H W] in [0, 1] and prompts -> reward [N], differentiable
@@ -125,23 +125,15 @@ class Objective(nn.Module):
         """L_multi of OMR eq. 4, 5 on data pairs, [n], beside the reward (Algorithm 1, lines 16-17)."""
         policy, config = self.policy, self.config
         z_x, z_y = policy.encode_images(part.pairs.images_x), policy.encode_images(part.pairs.images_y)
-        settings, steps = config.noise_loss, policy.num_train_timesteps
-        rngs = [np.random.default_rng([config.seed, part.step, int(row)]) for row in part.indices]
-        tau1, tau2, noise1, noise2 = draw_rounds(rngs, z_x, settings.tau1, settings.tau2, steps)
-        losses = multi_round_loss(
-            policy.predict,
+        losses = policy_round_losses(
+            policy,
             z_x,
             z_y,
-            tau1,
-            tau2,
-            (tau2 - steps // config.sampler.steps).clamp(min=0),
             policy.encode_text(policy.tokenize(part.pairs.prompts_x)),
             policy.encode_text(policy.tokenize(part.pairs.prompts_y)),
-            noise1,
-            noise2,
-            policy.alphas_cumprod,
-            policy.prediction_type,
-            settings.through_rounds,
+            [np.random.default_rng([config.seed, part.step, int(row)]) for row in part.indices],
+            **config.noise_loss.model_dump(include={"tau1", "tau2", "through_rounds"}),
+            steps=config.sampler.steps,
         )
         return losses, {"noise_loss": losses.detach()}
 

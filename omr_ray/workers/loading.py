@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omr_ray.atelier import WEIGHTS
-from omr_ray.config.run import Actor, AtelierModel, DiffusersModel, Lora, PreferenceModel, Sampler
+from omr_ray.config.rewards import PreferenceModel
+from omr_ray.config.run import Actor, AtelierModel, DiffusersModel, Lora, Sampler
 from omr_ray.types import UserError
 from omr_ray.weights import reported
 

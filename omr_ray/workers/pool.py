@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 import numpy as np
 import ray
 
-from omr_ray.config.run import Actors, InfoNce, RunConfig
+from omr_ray.config.rewards import InfoNce
+from omr_ray.config.run import Actors, RunConfig
 from omr_ray.rewards.mutual_information import rival_credits, rival_pairs
 from omr_ray.rewards.total import Scores
 from omr_ray.types import Dialogue, Rollout, Trajectory, Update

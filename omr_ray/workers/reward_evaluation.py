@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from omr_ray.config.run import PreferenceModel
+from omr_ray.config.rewards import PreferenceModel
 from omr_ray.data.store import StoredTable
 from omr_ray.evaluation import reward
 from omr_ray.vlm.inputs import decoded_bytes

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from omr_ray.config.rewards import HttpScorer, ImageRewardScorer, Term
 from omr_ray.config.run import RunConfig
-from omr_ray.config.terms import HttpScorer, ImageRewardScorer, Term
 from omr_ray.types import UserError
 from omr_ray.workers.loading import device_for
 

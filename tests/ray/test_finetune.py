@@ -1,14 +1,9 @@
 """Supervised diffusion training on real Ray Train workers with DeepSpeed: buckets, ranks, kills, and what comes out."""
 
 import io
-import json
-import os
-import signal
 import threading
-import time
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from PIL import Image
@@ -21,6 +16,7 @@ from omr_ray.types import UserError
 from omr_ray.weights import read_safetensors
 from omr_ray.workers.loading import policy_from
 from tests.tiny import make_tiny_sd, make_tiny_sdxl
+from tests.train_workers import changed, kill_a_worker_after, lines
 
 SIZES = [(16, 16), (12, 22), (30, 15)]  # height, width of the images; buckets 16 x 16, 12 x 20, 20 x 12
 
@@ -72,13 +68,7 @@ def run_config(data, model, /, **changes):
         "tracking": {"tensorboard": False},
         "timeout_s": 120,
     }
-    for name, value in changes.items():
-        settings[name] = {**settings.get(name, {}), **value} if isinstance(value, dict) else value
-    return FinetuneRun.model_validate(settings)
-
-
-def lines(directory):
-    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return FinetuneRun.model_validate(changed(settings, changes))
 
 
 def test_two_ranks_learn_as_one_and_the_adapter_is_a_start(data, models, tmp_path):
@@ -110,19 +100,6 @@ def test_another_model_needs_another_cache(data, models, tmp_path):
     other = run_config(data, models["sdxl"], data={"cache": str(tmp_path / "cache")}, max_failures=0)
     with pytest.raises(UserError, match="was encoded with .*give another data.cache"):
         training.train(other, tmp_path / "2", resume=False)
-
-
-def kill_a_worker_after(directory, step):
-    """SIGKILL one training worker of this session as soon as checkpoint `step` is there."""
-    deadline = time.monotonic() + 240
-    while not list((directory / "checkpoints").glob(f"step-{step:06d}")):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    for process in psutil.process_iter(["pid", "cmdline"]):
-        if any("RayTrainWorker" in word for word in process.info["cmdline"] or ()):
-            os.kill(process.pid, signal.SIGKILL)
-            return
-    raise AssertionError("no training worker found")
 
 
 def test_a_killed_worker_costs_the_updates_since_the_last_checkpoint(data, models, tmp_path):

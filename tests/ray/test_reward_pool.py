@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from omr_ray.config.run import PreferenceModel, RunConfig
+from omr_ray.config.rewards import PreferenceModel
+from omr_ray.config.run import RunConfig
 from omr_ray.types import Dialogue, Rollout, Round, Trajectory, UserError
 from omr_ray.vlm.image_reward import ImageReward
 from omr_ray.workers.loading import reward_model_from

@@ -1,21 +1,15 @@
 """The reward model's training on real Ray Train workers with DeepSpeed: ranks, kills, and what comes out."""
 
-import json
 import math
-import os
-import signal
 import threading
-import time
-from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
 
 from omr_ray.config.data import DataConfig
-from omr_ray.config.reward import RewardRun
-from omr_ray.config.run import PreferenceModel
+from omr_ray.config.reward_model import RewardRun
+from omr_ray.config.rewards import PreferenceModel
 from omr_ray.data.rows import write_part
 from omr_ray.data.store import StoredTable
 from omr_ray.training import reward_model as training
@@ -25,6 +19,7 @@ from omr_ray.vlm.inputs import decoded
 from omr_ray.weights import read_safetensors
 from omr_ray.workers.loading import reward_model_from
 from tests.tiny_qwen import make_tiny_qwen
+from tests.train_workers import changed, kill_a_worker_after, lines
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +47,7 @@ def run_config(data, tiny, /, **changes):
         "tracking": {"tensorboard": False},
         "timeout_s": 120,
     }
-    for name, value in changes.items():
-        settings[name] = {**settings[name], **value} if isinstance(value, dict) else value
-    return RewardRun.model_validate(settings)
-
-
-def lines(directory):
-    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return RewardRun.model_validate(changed(settings, changes))
 
 
 def test_the_schedule_by_hand(data, tiny):
@@ -93,19 +82,6 @@ def test_two_ranks_learn_as_one_and_the_adapter_is_read_back(data, tiny, tmp_pat
         one_by_one = torch.cat([model.score_tensor(image[None], [prompt]) for image, prompt in zip(images, prompts, strict=True)])
         torch.testing.assert_close(model.score_tensor(images, prompts), one_by_one, atol=1e-5, rtol=0)
     assert difference.abs().max() > 1e-3
-
-
-def kill_a_worker_after(directory: Path, step: int) -> None:
-    """SIGKILL one training worker of this session as soon as checkpoint `step` is there."""
-    deadline = time.monotonic() + 240
-    while not list((directory / "checkpoints").glob(f"step-{step:06d}")):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    for process in psutil.process_iter(["pid", "cmdline"]):
-        if any("RayTrainWorker" in word for word in process.info["cmdline"] or ()):
-            os.kill(process.pid, signal.SIGKILL)
-            return
-    raise AssertionError("no training worker found")
 
 
 def test_a_killed_worker_costs_the_updates_since_the_last_checkpoint(data, tiny, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from omr_ray.config.data import DataConfig
 from omr_ray.config.finetune import FinetuneRun
 from omr_ray.config.reading import dump, with_overrides
-from omr_ray.config.reward import RewardRun
+from omr_ray.config.reward_model import RewardRun
 from omr_ray.config.run import RunConfig
 from omr_ray.types import UserError
 

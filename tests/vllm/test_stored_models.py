@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from omr_ray.config.run import PreferenceModel
+from omr_ray.config.rewards import PreferenceModel
 from omr_ray.types import UserError
 from omr_ray.vlm.reward_model import RewardModel
 from omr_ray.vlm.trainable import TrainableRewardModel

@@ -53,6 +53,11 @@ def test_an_epoch_takes_every_batch_once_and_every_dialogue(cache):
             assert len(seen) == 10
 
 
+def test_a_split_without_images_is_said_in_one_line(cache):
+    with pytest.raises(UserError, match="no dialogue of the test split has an image"):
+        LatentTable(str(cache), "test", SHAPES, batch=2)
+
+
 def test_a_part_that_is_there_is_not_made_again(cache):
     assert missing_parts(Folder(str(cache)), "train", 3 * PART) == [2] and missing_parts(Folder(str(cache)), "test", 1) == [0]
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from omr_ray.config.terms import HttpScorer
+from omr_ray.config.rewards import HttpScorer
 from omr_ray.types import UserError
 from omr_ray.workers.http_scorer import MAX_ANSWER_BYTES, HttpClient
 

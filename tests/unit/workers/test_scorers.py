@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from omr_ray.config.rewards import Term
 from omr_ray.config.run import RunConfig
-from omr_ray.config.terms import Term
 from omr_ray.types import UserError
 from omr_ray.workers.scorers import imported, scorer_from
 
