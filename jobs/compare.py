@@ -2,7 +2,8 @@
 
     python jobs/compare.py configs/atelier_full.yaml --out runs/compare --seeds 0 1 2 --steps PPO=100 L_multi=200
 
-"config" is the file as it stands. A run that is finished is not repeated, one that was cut off is resumed.
+"config" is the file as it stands; "supervised" is `omr-ray finetune` on the config of --finetune, and "supervised+config" goes on from
+its adapter. A run that is finished is not repeated, one that was cut off is resumed. All are compared with one evaluation of the base.
 Intervals: 95%, paired bootstrap over dialogues, each averaged over the seeds: all seeds are judged on the same ones.
 """
 
@@ -10,11 +11,15 @@ import argparse
 import json
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from omr_ray.evaluation import metrics, protocols
+from omr_ray.evaluation.results import Evaluation
 from omr_ray.tracking import read_metrics
 
 PAIRS = "noise_loss={weight: 1.0, pairs_per_step: 96, tau1: [0.0, 0.2], tau2: [0.2, 0.62]}"  # down from the edits' own first step
@@ -32,26 +37,59 @@ VARIANTS = {
     "ReFL": ["algorithm={type: refl, minibatches: 4}"],
     "PPO": RATIO,
     "PPO+L_multi": [*RATIO, PAIRS],
+    "supervised": [],
+    "supervised+config": [],
     "L_multi": [*RATIO, PAIRS, "algorithm.advantage_clip=1e-9", "sampler.siblings=2", "dialogues_per_step=16"],  # no advantage is left
 }
 
 
-def figures(runs: list[Path]) -> list[str]:
-    pairs = [[protocols.load(run / "evaluation", phase) for phase in ("before", "after")] for run in runs]
-    last = [np.mean([protocols.last_round(pair[side].held_out.accuracy) for pair in pairs], axis=0) for side in (0, 1)]
-    spread = [np.mean([protocols.over_rounds(pair[side].held_out.diversity) for pair in pairs], axis=0) for side in (0, 1)]
-    rounds = [np.mean([pair[side].intent.rounds.mean(axis=1) for pair in pairs], axis=0) for side in (0, 1)]
+def figures(base: Evaluation, results: Sequence[Evaluation], seconds: float) -> list[str]:
+    """One row of the table: the base beside the mean over the seeds of what was trained."""
+    last, spread = (
+        [of(base), np.mean([of(result) for result in results], axis=0)]
+        for of in (
+            lambda found: protocols.last_round(found.held_out.accuracy),
+            lambda found: protocols.over_rounds(found.held_out.diversity),
+        )
+    )
+    rounds = [base.intent.rounds.mean(axis=1), np.mean([r.intent.rounds.mean(axis=1) for r in results], axis=0)]
+    by_round = np.mean([np.nanmean(r.held_out.accuracy, axis=0) for r in results], axis=0)
     gain, low, high = metrics.paired_bootstrap(*last, 10_000, 0)
     fewer, few_low, few_high = (100 * (value - 1) for value in metrics.paired_ratio(*rounds, 10_000, 0))
-    seconds = np.mean([sum(line["seconds/step"] for line in read_metrics(run / "timings.jsonl")) for run in runs])
+    kept, kept_low, kept_high = (100 * value for value in metrics.paired_ratio(*spread, 10_000, 0))
     return [
-        f"{100 * last[0].mean():.1f} -> {100 * last[1].mean():.1f}",
+        ", ".join(f"{100 * value:.1f}" for value in by_round),
         f"{100 * gain:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]",
-        f"{rounds[0].mean():.2f} -> {rounds[1].mean():.2f}",
+        f"{rounds[1].mean():.2f}",
         f"{fewer:+.0f}% [{few_low:+.0f}, {few_high:+.0f}]",
-        f"{100 * metrics.paired_ratio(*spread, 10_000, 0)[0]:.0f}%",
+        f"{kept:.0f}% [{kept_low:.0f}, {kept_high:.0f}]",
         f"{seconds / 60:.1f} min",
     ]
+
+
+def omr_ray(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "omr_ray.cli", *arguments], check=True, stdout=sys.stderr)
+
+
+def rlhf(config: str, run: Path, base: Evaluation, overrides: Sequence[str]) -> tuple[Evaluation, float]:
+    """Train, unless that is done; returns the evaluation after it and the seconds of all steps."""
+    if not (run / "report.html").exists():
+        if not any(override.startswith("lora.start=") for override in overrides):
+            protocols.save(replace(base, phase="before"), run / "evaluation")
+        omr_ray("train", config, "--out", str(run), *(["--resume"] if (run / "config.yaml").exists() else []), *overrides)
+    return protocols.load(run / "evaluation", "after"), sum(line["seconds/step"] for line in read_metrics(run / "timings.jsonl"))
+
+
+def supervised(config: str, finetune: str, run: Path, seed: int) -> tuple[Evaluation, float]:
+    """Supervised training, unless that is done; returns the evaluation after it and its seconds."""
+    seconds = run / "seconds"
+    if not seconds.exists():
+        began = time.monotonic()
+        omr_ray("finetune", finetune, "--out", str(run), *(["--resume"] if (run / "config.yaml").exists() else []), f"seed={seed}")
+        seconds.write_text(str(time.monotonic() - began))
+    if not (run / "evaluation/after.json").exists():
+        omr_ray("evaluate", config, "--adapter", str(run / "adapter"), "--out", str(run / "evaluation"))
+    return protocols.load(run / "evaluation", "after"), float(seconds.read_text())
 
 
 def main() -> None:
@@ -59,20 +97,31 @@ def main() -> None:
     parser.add_argument("config")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["config", "ReFL", "PPO", "PPO+L_multi", "L_multi"])
     parser.add_argument("--steps", nargs="*", default=[], metavar="VARIANT=STEPS", help="so that all take the same time")
+    parser.add_argument("--finetune", default="configs/atelier_dialogue.yaml")
     options = parser.parse_args()
     steps = dict(item.split("=") for item in options.steps)
-    print("| variant | last-round accuracy | gain | rounds to intent | change | diversity kept | training |\n|---|---|---|---|---|---|---|")
+    if not (options.out / "base/after.json").exists():
+        omr_ray("evaluate", options.config, "--out", str(options.out / "base"))
+    base = protocols.load(options.out / "base", "after")
+    print("| variant | accuracy by round | gain in the last | rounds to intent | change | diversity kept | training |")
+    print("|---|---|---|---|---|---|---|")
+    print(f"| base | {figures(base, [base], 0)[0]} | | {base.intent.rounds.mean():.2f} | | | |", flush=True)
     for variant in options.variants:
-        runs = [options.out / f"{variant}-{seed}" for seed in options.seeds]
-        for seed, run in zip(options.seeds, runs, strict=True):
-            if not (run / "report.html").exists():
-                overrides = [f"seed={seed}", *VARIANTS[variant], *([f"steps={steps[variant]}"] if variant in steps else [])]
-                resume = ["--resume"] if (run / "config.yaml").exists() else []
-                command = [sys.executable, "-m", "omr_ray.cli", "train", options.config, "--out", str(run), *resume, *overrides]
-                subprocess.run(command, check=True, stdout=sys.stderr)
-        row = figures(runs)
+        outcomes = []
+        for seed in options.seeds:
+            run, start = options.out / f"{variant}-{seed}", options.out / f"supervised-{seed}"
+            overrides = [f"seed={seed}", *VARIANTS[variant], *([f"steps={steps[variant]}"] if variant in steps else [])]
+            spent = 0.0
+            if variant.startswith("supervised"):
+                result, spent = supervised(options.config, options.finetune, start, seed)
+                overrides.append(f"lora.start={start / 'adapter'}")
+            if variant != "supervised":
+                result, seconds = rlhf(options.config, run, base, overrides)
+                spent += seconds
+            outcomes.append((result, spent))
+        row = figures(base, [result for result, _ in outcomes], float(np.mean([spent for _, spent in outcomes])))
         print(f"| {variant} | {' | '.join(row)} |", flush=True)
         (options.out / f"{variant}.json").write_text(json.dumps(row))
 

@@ -109,6 +109,8 @@ def _reward_commands(commands: Any) -> None:
     evaluate.add_argument("--data", required=True, help="what `data build` wrote; its test split is judged")
     evaluate.add_argument("--out", type=Path, required=True, help="directory for the report")
     evaluate.add_argument("--limit", type=int, default=10_000, help="at most so many pairs")
+    evaluate.add_argument("--policy", type=Path, metavar="CONFIG", help="also what the model selects among images of this config's policy")
+    evaluate.add_argument("--prompts", type=int, default=48, help="held-out prompts for that, 64 images each")
     evaluate.add_argument("--engine", choices=["transformers", "vllm"], default="transformers")
     evaluate.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     evaluate.add_argument("--device", default="cpu")
@@ -199,10 +201,12 @@ def _reward_train(options: argparse.Namespace) -> dict:
 
 
 def _reward_evaluate(options: argparse.Namespace) -> dict:
+    from omr_ray.config.run import RunConfig
     from omr_ray.workers.reward_evaluation import evaluate
 
+    policy = RunConfig.load(options.policy) if options.policy else None
     loading = {"engine": options.engine, "dtype": options.dtype, "device": options.device}
-    return evaluate(options.model, options.data, options.out, limit=options.limit, **loading)
+    return evaluate(options.model, options.data, options.out, limit=options.limit, policy=policy, prompts=options.prompts, **loading)
 
 
 def _data_build(options: argparse.Namespace) -> dict:

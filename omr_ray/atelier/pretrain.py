@@ -18,6 +18,8 @@ import transformers
 
 from omr_ray.atelier.stages.autoencoder import BUDGET as AUTOENCODER
 from omr_ray.atelier.stages.autoencoder import train_autoencoder
+from omr_ray.atelier.stages.clip import BUDGET as CLIP
+from omr_ray.atelier.stages.clip import train_clip
 from omr_ray.atelier.stages.loop import Budget
 from omr_ray.atelier.stages.oracle import BUDGET as ORACLE
 from omr_ray.atelier.stages.oracle import train_oracle
@@ -34,6 +36,7 @@ STAGES: dict[str, tuple[Stage, Budget]] = {
     "oracle": (train_oracle, ORACLE),
     "policy": (train_policy, POLICY),
     "reward_model": (train_reward_model, REWARD_MODEL),
+    "clip": (train_clip, CLIP),
 }
 RECORD = "pretrain.json"
 

@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator
 
 ROUND_COLORS = ("#3b82f6", "#14b8a6", "#f59e0b", "#ef4444", "#a855f7", "#65a30d", "#ec4899", "#64748b")
 TERM_COLORS = {"diversity": "#3b82f6", "consistency": "#14b8a6", "mutual_information": "#f59e0b"}
@@ -106,6 +106,26 @@ def stacked(steps: Sequence[float], parts: Mapping[str, Sequence[float]], *, x: 
         _finish(axes, x, y, len(parts))
 
     return _svg(draw, (9.2, 2.8))
+
+
+def outcomes(shares: Mapping[str, tuple[int, int, int]]) -> str:
+    """A bar for each contest, from the top down: how many were won, tied and lost (OMR fig. 6)."""
+
+    def draw(axes: Axes) -> None:
+        names, counts = list(shares), np.array(list(shares.values()), dtype=float)
+        counts /= counts.sum(axis=1, keepdims=True)
+        floor = np.zeros(len(names))
+        for name, values, color in zip(
+            ("win", "tie", "lose"), counts.T, (ROUND_COLORS[0], PHASE_COLORS["before"], ROUND_COLORS[2]), strict=True
+        ):
+            axes.barh(names, values, 0.7, left=floor, color=color, label=name)
+            floor += values
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1)
+        axes.xaxis.set_major_locator(FixedLocator((0, 0.25, 0.5, 0.75, 1)))
+        _finish(axes, "share of prompts", "", 3)
+
+    return _svg(draw, (4.4, 0.9 + 0.28 * len(shares)))
 
 
 def running_mean(values: Sequence[float], window: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from markupsafe import Markup
 from scipy.stats import binomtest
 
 from omr_ray.evaluation import plots
+from omr_ray.evaluation.selection import KEEP, Contest
 from omr_ray.types import UserError
 from omr_ray.weights import write_atomic
 
@@ -108,9 +109,10 @@ def calibrated(margins: np.ndarray, beta: float) -> dict[str, Any]:
     return {"calibration": tuple((float(sure), float(share), count) for sure, share, count in bins), "calibration_error": float(error)}
 
 
-def write(judged: Judged, out: Path) -> dict[str, str]:
-    """reward.json and reward.html below `out`."""
-    write_atomic(out / "reward.json", json.dumps(asdict(judged), indent=1).encode())
+def write(judged: Judged, out: Path, selection: Sequence[Contest] = ()) -> dict[str, str]:
+    """reward.json and reward.html below `out`, and what the model selects where that was tried."""
+    result = asdict(judged) | ({"selection": [asdict(contest) for contest in selection]} if selection else {})
+    write_atomic(out / "reward.json", json.dumps(result, indent=1).encode())
     perfect = [0.5, 1.0]
     figures = {
         "Margins, chosen minus rejected": plots.histogram(judged.margins, x="margin", y="pairs"),
@@ -123,9 +125,14 @@ def write(judged: Judged, out: Path) -> dict[str, str]:
             y="share right",
         ),
     }
+    if selection:
+        shares = {f"{KEEP} of {contest.size}, {contest.rival}": (contest.win, contest.tie, contest.lose) for contest in selection}
+        figures["Selection: this model's picks beside a rival's"] = plots.outcomes(shares)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("omr_ray.evaluation", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    page = environment.get_template("reward.html.j2").render(judged=judged, figures={name: Markup(svg) for name, svg in figures.items()})
+    page = environment.get_template("reward.html.j2").render(
+        judged=judged, selection=selection, keep=KEEP, figures={name: Markup(svg) for name, svg in figures.items()}
+    )
     write_atomic(out / "reward.html", page.encode())
     return {"result": str(out / "reward.json"), "report": str(out / "reward.html")}

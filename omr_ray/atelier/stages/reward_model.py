@@ -1,8 +1,9 @@
 """Stage 5: the reward model, a small Qwen2.5-VL read without its last linear layer (OMR section 3.2, eq. 8).
 
-It learns in three phases, with the losses of `reward_losses`: first to read images and prompts, then, with the rate
-raised again and the truth of every single aspect asked for as well, to compare the two, and last the accessories, which
-cover the fewest pixels: there four pairs in ten differ in nothing else.
+It learns in four phases, with the losses of `reward_losses`: first to read images and prompts, then, with the rate
+raised again and the truth of every single aspect asked for as well, to compare the two, then the accessories, which
+cover the fewest pixels: there four pairs in ten differ in nothing else. Last it gets to see what it will be asked about,
+pictures of the policy's: on those it read the color of only half, and a policy that follows its gradient moves there.
 """
 
 import copy
@@ -12,26 +13,22 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from omr_ray.atelier.render import render
-from omr_ray.atelier.stages.autoencoder import load_autoencoder
 from omr_ray.atelier.stages.loop import Budget, Trainer
-from omr_ray.atelier.stages.pairs import PairMaker, other_value
-from omr_ray.atelier.stages.policy import RENDERS, encode_renders
-from omr_ray.atelier.stages.renders import labels_of, make_renders
+from omr_ray.atelier.stages.pairs import PairMaker, fresh_pairs
 from omr_ray.atelier.stages.reward_losses import Losses
+from omr_ray.atelier.stages.soft_renders import SoftRenders, reconstruct
 from omr_ray.atelier.stages.tokenizers import make_qwen_tokenizer
-from omr_ray.atelier.world import ASPECTS, VALUES, prompt_of, random_part, random_scene
+from omr_ray.atelier.world import ASPECTS, VALUES
 from omr_ray.vlm.reward_model import RewardModel
 
 READING = Budget(steps=1700, batch=32, learning_rate=2e-3, weight_decay=0.02, ema_decay=0.995)
 BUDGET = Budget(steps=1150, batch=32, learning_rate=1.5e-3, weight_decay=0.02, ema_decay=0.995)
 ACCESSORIES = Budget(steps=600, batch=32, learning_rate=1e-3, weight_decay=0.02, ema_decay=0.99)
-RECONSTRUCTED = 6000  # renders that are also shown as the autoencoder gives them back
+REPAINTED = Budget(steps=700, batch=32, learning_rate=1e-3, weight_decay=0.02, ema_decay=0.99)
 PIXELS = 64 * 64
 
 
@@ -75,58 +72,40 @@ def build_reward_model(tokenizer: Qwen2Tokenizer) -> RewardModel:
     return RewardModel(Qwen2_5_VLForConditionalGeneration(config), tokenizer, processor)
 
 
-def blur_some(images: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
-    """Each image mixed with a 3x3 mean of itself, by up to 0.6: the policy's pictures are a little soft."""
-    strength = 0.6 * torch.rand(len(images), 1, 1, 1, generator=noise)
-    return torch.lerp(images, F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1), strength)
-
-
-@torch.no_grad()
-def reconstruct(vae: Any, latents: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Scaled latents as u8 [N 3 64 64] pictures."""
-    parts = [vae.decode(part.to(device) / vae.config.scaling_factor).sample.cpu() for part in latents.split(64)]
-    return ((torch.cat(parts) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
 def train_reward_model(out: Path, work: Path, *, budget: Budget, seed: int, device: torch.device) -> dict[str, float]:
     """Train, save to `out/reward_model`; returns seconds and the accuracy on fresh pairs, by the one aspect changed."""
     torch.manual_seed(seed)
-    images, scenes = make_renders(RENDERS, seed, work)
-    vae = load_autoencoder(out, device)
-    latents = encode_renders(vae, images, work / f"latents-{seed}.safetensors", device)
-    rebuilt = reconstruct(vae, latents[:RECONSTRUCTED], device)
-    labels = torch.tensor([labels_of(scene) for scene in scenes])
+    soft, painted = (SoftRenders(out, work, seed, device, repainted=repainted) for repainted in (False, True))
     model = build_reward_model(make_qwen_tokenizer(work / "qwen_tokenizer", seed)).to(device).train()
     heads = nn.ModuleDict({aspect: nn.Linear(128, len(VALUES[aspect])) for aspect in ASPECTS}).to(device)
     truth = nn.Linear(128, 1).to(device)
 
-    def loss_at(losses, pairs, numbers, noise):
+    def loss_at(losses, renders, pairs, numbers, noise):
         batch = [pairs.draw(numbers) for _ in range(budget.batch)]
         rows = torch.tensor([pair.chosen for pair in batch] + [pair.rejected for pair in batch])
-        picked = images[rows]
-        soft = (rows < RECONSTRUCTED) & (torch.rand(len(rows), generator=noise) < 0.5)
-        picked[soft] = rebuilt[rows[soft]]
-        pixels = blur_some(picked.float() / 255, noise)
-        return losses(pixels.to(device), batch, labels[rows].to(device))
+        return losses(renders.pixels(rows, noise).to(device), batch, renders.labels[rows].to(device))
 
     def publish(trainer):
         trainer.swap_ema()
         copy.deepcopy(model).half().save_pretrained(out / "reward_model")
         trainer.swap_ema()
 
-    seconds, reading = 0.0, {"model": model, "heads": heads}
-    for number, (phase, modules, phase_budget, losses, focus) in enumerate(
+    reading = {"model": model, "heads": heads}
+    comparing, compared, seconds = reading | {"truth": truth}, Losses(model, heads, truth), 0.0
+    for number, (phase, modules, phase_budget, losses, renders, focus) in enumerate(
         (
-            ("reward_reading", reading, READING, Losses(model, heads), None),
-            ("reward_model", reading | {"truth": truth}, budget, Losses(model, heads, truth), None),
-            ("reward_accessories", reading | {"truth": truth}, ACCESSORIES, Losses(model, heads, truth), "others"),
+            ("reward_reading", reading, READING, Losses(model, heads), soft, ()),
+            ("reward_model", comparing, budget, compared, soft, ()),
+            ("reward_accessories", comparing, ACCESSORIES, compared, soft, ("others",)),
+            ("reward_repainted", comparing, REPAINTED, compared, painted, ("color", "style")),
         )
     ):
         trainer = Trainer(phase, modules, phase_budget, work=work, log=out / "logs" / f"{phase}.jsonl")
-        loss = partial(loss_at, losses, PairMaker(scenes, focus))
+        loss = partial(loss_at, losses, renders, PairMaker(renders.scenes, focus))
         seconds += trainer.run(loss, seed=seed + number, on_checkpoint=partial(publish, trainer))
         trainer.swap_ema()
-    return {"seconds": seconds} | pairwise_accuracy(RewardModel.from_pretrained(out / "reward_model", device=str(device)), vae, device)
+    trained = RewardModel.from_pretrained(out / "reward_model", device=str(device))
+    return {"seconds": seconds} | pairwise_accuracy(trained, soft.vae, device)
 
 
 def pairwise_accuracy(model: RewardModel, vae: Any, device: torch.device, *, count: int = 200, seed: int = 40_000) -> dict[str, float]:
@@ -136,14 +115,7 @@ def pairwise_accuracy(model: RewardModel, vae: Any, device: torch.device, *, cou
     """
     rng, accuracy, soft = np.random.default_rng(seed), {}, []
     for aspect in ASPECTS:
-        prompts, chosen, rejected = [], [], []
-        for _ in range(count):
-            scene = random_scene(rng)
-            named = random_part(scene, rng) | {aspect: getattr(scene, aspect)}
-            prompts.append(prompt_of(named))
-            chosen.append(render(scene, rng))
-            rejected.append(render(scene.with_aspects({aspect: other_value(aspect, named[aspect], rng)}), rng))
-        pictures = np.stack(chosen + rejected)
+        prompts, pictures = fresh_pairs(aspect, count, rng)
         score = model.score(pictures, prompts * 2)
         accuracy[f"pairs_{aspect}"] = float((score[:count] > score[count:]).float().mean())
         pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float().to(device) / 127.5 - 1
