@@ -18,6 +18,10 @@ import transformers
 
 from omr_ray.atelier.stages.autoencoder import BUDGET as AUTOENCODER
 from omr_ray.atelier.stages.autoencoder import train_autoencoder
+from omr_ray.atelier.stages.controlnet import BUDGET as CONTROLNET
+from omr_ray.atelier.stages.controlnet import train_controlnet
+from omr_ray.atelier.stages.keypoints import BUDGET as KEYPOINTS
+from omr_ray.atelier.stages.keypoints import train_keypoints
 from omr_ray.atelier.stages.loop import Budget
 from omr_ray.atelier.stages.oracle import BUDGET as ORACLE
 from omr_ray.atelier.stages.oracle import train_oracle
@@ -34,6 +38,8 @@ STAGES: dict[str, tuple[Stage, Budget]] = {
     "oracle": (train_oracle, ORACLE),
     "policy": (train_policy, POLICY),
     "reward_model": (train_reward_model, REWARD_MODEL),
+    "keypoints": (train_keypoints, KEYPOINTS),
+    "controlnet": (train_controlnet, CONTROLNET),
 }
 RECORD = "pretrain.json"
 
@@ -60,6 +66,7 @@ def pretrain(
     out.mkdir(parents=True, exist_ok=True)
     record = _read_record(out)
     for name in [name for name in STAGES if name in stages and name not in record]:
+        (out / CHECKSUMS).unlink(missing_ok=True)  # what is trained anew would not match it; all is listed again at the end
         missing = [earlier for earlier in list(STAGES)[: list(STAGES).index(name)] if earlier not in record]
         if missing:
             raise UserError(f"stage {name!r} needs {missing[0]!r} first; run that stage, or all of them")
