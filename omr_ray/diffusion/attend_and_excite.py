@@ -152,9 +152,10 @@ class _Recorder:
 def _recorded(layers: list[Attention]) -> Iterator[list[Tensor]]:
     """Inside, every forward of `layers` appends its map [N cells L], the mean over heads."""
     maps: list[Tensor] = []
-    processors = [layer.processor for layer in layers]
+    processors: list[Any] = [layer.processor for layer in layers]
     for layer, processor in zip(layers, processors, strict=True):
-        layer.set_processor(_Recorder(processor, maps))
+        recorder: Any = _Recorder(processor, maps)  # diffusers takes any callable and annotates its own classes
+        layer.set_processor(recorder)
     try:
         yield maps
     finally:

@@ -39,7 +39,8 @@ class OnnxPose:
         if len(inputs) != 1 or len(shape) != 4 or not all(isinstance(side, int) for side in shape[2:]) or len(outputs) != 2:
             kind = f"inputs {[entry.shape for entry in inputs]}, outputs {[entry.shape for entry in outputs]}"
             raise UserError(f"{path}: not a SimCC pose model ({kind}); it takes one [N 3 h w] and gives [N K a w] and [N K a h]")
-        self._input, self.height, self.width = inputs[0].name, *shape[2:]
+        self._input: str = inputs[0].name
+        self.height, self.width = int(shape[2]), int(shape[3])
 
     def estimate(self, images: np.ndarray) -> np.ndarray:
         """Images u8 [N H W 3] to keypoints f32 [N K 3]: x and y in pixels of the image, and the confidence in 0..1."""
@@ -62,5 +63,6 @@ class OnnxPose:
         size = max(1, round(width * scale)), max(1, round(height * scale))
         left, top = (self.width - size[0]) // 2, (self.height - size[1]) // 2
         pixels = np.broadcast_to(MEAN, (self.height, self.width, 3)).copy()
-        pixels[top : top + size[1], left : left + size[0]] = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
+        shown = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
+        pixels[top : top + size[1], left : left + size[0]] = np.asarray(shown)
         return pixels, scale, left, top
