@@ -20,6 +20,10 @@ from omr_ray.atelier.stages.autoencoder import BUDGET as AUTOENCODER
 from omr_ray.atelier.stages.autoencoder import train_autoencoder
 from omr_ray.atelier.stages.clip import BUDGET as CLIP
 from omr_ray.atelier.stages.clip import train_clip
+from omr_ray.atelier.stages.controlnet import BUDGET as CONTROLNET
+from omr_ray.atelier.stages.controlnet import train_controlnet
+from omr_ray.atelier.stages.keypoints import BUDGET as KEYPOINTS
+from omr_ray.atelier.stages.keypoints import train_keypoints
 from omr_ray.atelier.stages.loop import Budget
 from omr_ray.atelier.stages.oracle import BUDGET as ORACLE
 from omr_ray.atelier.stages.oracle import train_oracle
@@ -37,6 +41,8 @@ STAGES: dict[str, tuple[Stage, Budget]] = {
     "policy": (train_policy, POLICY),
     "reward_model": (train_reward_model, REWARD_MODEL),
     "clip": (train_clip, CLIP),
+    "keypoints": (train_keypoints, KEYPOINTS),
+    "controlnet": (train_controlnet, CONTROLNET),
 }
 RECORD = "pretrain.json"
 
@@ -63,6 +69,7 @@ def pretrain(
     out.mkdir(parents=True, exist_ok=True)
     record = _read_record(out)
     for name in [name for name in STAGES if name in stages and name not in record]:
+        (out / CHECKSUMS).unlink(missing_ok=True)  # what is trained anew would not match it; all is listed again at the end
         missing = [earlier for earlier in list(STAGES)[: list(STAGES).index(name)] if earlier not in record]
         if missing:
             raise UserError(f"stage {name!r} needs {missing[0]!r} first; run that stage, or all of them")

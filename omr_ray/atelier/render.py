@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
+from omr_ray.atelier.keypoints import KEYPOINTS, garment_points
 from omr_ray.atelier.world import Scene
 
 _OVERSAMPLING = 4
@@ -161,9 +162,30 @@ class _Frame:
 
 def render(scene: Scene, rng: np.random.Generator, size: int = 64) -> np.ndarray:
     """The scene as uint8 [size, size, 3] RGB. Equal generators give equal pixels."""
+    return render_with_keypoints(scene, rng, size)[0]
+
+
+def render_with_keypoints(scene: Scene, rng: np.random.Generator, size: int = 64) -> tuple[np.ndarray, np.ndarray]:
+    """The picture of `render`, and its garment's keypoints f32 [K 3] in the order of `KEYPOINTS`: x and y in pixels, and 1.
+
+    The centre of the picture's first pixel is (0, 0). A keypoint that the garment lacks or that lies outside is (0, 0, 0).
+    """
     jitter = _Jitter.draw(rng, size)
-    canvas_size = (size * _OVERSAMPLING,) * 2
     frame = _Frame(scene, jitter, size)
+    return _picture(scene, jitter, frame, size), _keypoints(scene, frame, size)
+
+
+def _keypoints(scene: Scene, frame: _Frame, size: int) -> np.ndarray:
+    keypoints = np.zeros((len(KEYPOINTS), 3), np.float32)
+    for name, point in garment_points(scene.content).items():
+        x, y = (place / _OVERSAMPLING - 0.5 for place in frame(*point))
+        if min(x, y) >= -0.5 and max(x, y) <= size - 0.5:
+            keypoints[KEYPOINTS.index(name)] = x, y, 1
+    return keypoints
+
+
+def _picture(scene: Scene, jitter: _Jitter, frame: _Frame, size: int) -> np.ndarray:
+    canvas_size = (size * _OVERSAMPLING,) * 2
     mask = Image.new("L", canvas_size, 0)
     outline = frame.polygon(_OUTLINES[scene.content])
     ImageDraw.Draw(mask).polygon(outline, fill=255)

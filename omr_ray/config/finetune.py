@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from omr_ray.config.reading import Config
-from omr_ray.config.run import AtelierModel, Lora, Model, MultiRoundLoss
+from omr_ray.config.run import AtelierModel, Lora, MultiRoundLoss, TrainedModel
 from omr_ray.config.trainer import Trainer, TrainRun
 
 
@@ -51,7 +51,7 @@ class SupervisedTrainer(Trainer):
 class FinetuneRun(TrainRun):
     """One supervised training of a diffusion model."""
 
-    model: Model = AtelierModel()
+    model: TrainedModel = AtelierModel()
     lora: Lora | None = Field(Lora(), description="null trains the whole UNet, in float32")
     data: DialogueData
     buckets: Buckets = Buckets()

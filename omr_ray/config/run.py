@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from omr_ray.config.reading import Config
 from omr_ray.config.rewards import HttpScorer, InfoNce, Rewards
@@ -16,6 +16,7 @@ class AtelierModel(Config):
     """The embedded world's own small models; runs on any machine."""
 
     kind: Literal["atelier"] = "atelier"
+    controlnet: str | None = Field(None, description='a ControlNet for poses: a directory, or "atelier" for the embedded one')
 
 
 class DiffusersModel(Config):
@@ -26,9 +27,17 @@ class DiffusersModel(Config):
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     channels_last: bool = True
     compile: bool = False
+    controlnet: str | None = Field(None, description="a ControlNet for poses: a directory in the diffusers format or a hub id")
+
+
+def _without_pose(model: Model) -> Model:
+    if model.controlnet is not None:
+        raise ValueError("a controlnet leads the generation of a dialogue, training samples without a pose; leave model.controlnet out")
+    return model
 
 
 Model = Annotated[AtelierModel | DiffusersModel, Field(discriminator="kind")]
+TrainedModel = Annotated[Model, AfterValidator(_without_pose)]
 
 
 class Lora(Config):
@@ -237,7 +246,7 @@ class RunConfig(Config):
     seed: NonNegativeInt = 0
     steps: PositiveInt = 100
     dialogues_per_step: PositiveInt = 8
-    model: Model = AtelierModel()
+    model: TrainedModel = AtelierModel()
     lora: Lora = Lora()
     dialogues: Dialogues = AtelierDialogues()
     sampler: Sampler = Sampler()

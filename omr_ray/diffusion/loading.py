@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 from huggingface_hub import snapshot_download
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -58,6 +58,30 @@ def load_parts(path: str, dtype: torch.dtype) -> Parts:
     )
 
 
+def load_controlnet(path: str, parts: Parts) -> Any:
+    """The ControlNet at `path`, a directory or a hub id, in the precision of the UNet it guides; frozen, on the CPU.
+
+    Raises UserError for one that is missing, damaged or pickled, or that was made for another UNet or image size.
+    """
+    if Path(path).is_dir():
+        check_directory(Path(path).parent, parts=(Path(path).name,))
+    elif path.count("/") != 1 or path.startswith((".", "/", "~")):
+        raise UserError(f"model.controlnet {path!r}: no such directory; give a ControlNet in the diffusers format, or leave it out")
+    controlnet = _model(ControlNetModel, path, None, parts.unet.dtype)
+    for name in ("in_channels", "cross_attention_dim", "block_out_channels", "layers_per_block", "addition_embed_type"):
+        wanted, found = parts.unet.config[name], controlnet.config[name]
+        if found != wanted:
+            raise UserError(f"{path}: made for another UNet ({name} {found}, here {wanted}); take a ControlNet of this model")
+    factor, wanted = (
+        2 ** (len(sides) - 1) for sides in (controlnet.config.conditioning_embedding_out_channels, parts.vae.config.block_out_channels)
+    )
+    if factor != wanted:
+        raise UserError(
+            f"{path}: it takes images {factor} times the latent's size, here they are {wanted} times; take a ControlNet of this model"
+        )
+    return controlnet
+
+
 def save_pipeline(path: str, unet: Any, directory: Path) -> None:
     """The pipeline at `path`, a directory or a hub id that was loaded before, with `unet` in the place of its own."""
     source = Path(path) if Path(path).is_dir() else Path(snapshot_download(path, local_files_only=True))
@@ -91,13 +115,14 @@ def _check_kind(path: str, index: dict[str, Any], text_encoders: list[str]) -> N
         )
 
 
-def _model(kind: Any, path: str, part: str, dtype: torch.dtype) -> Any:
+def _model(kind: Any, path: str, part: str | None, dtype: torch.dtype) -> Any:
     """One model, from safetensors only. A tensor that is missing would otherwise be random: that is an error here."""
-    with reported(f"{path}/{part}"):
+    place = path if part is None else f"{path}/{part}"
+    with reported(place):
         model, info = kind.from_pretrained(path, subfolder=part, use_safetensors=True, dtype=dtype, output_loading_info=True)
     lacking = sorted(str(key) for key in [*info["missing_keys"], *info["mismatched_keys"]])
     if lacking:
-        raise UserError(f"{path}/{part}: {len(lacking)} tensors are missing or misshaped, first {lacking[0]}; fetch the model again")
+        raise UserError(f"{place}: {len(lacking)} tensors are missing or misshaped, first {lacking[0]}; fetch the model again")
     return model.eval().requires_grad_(False)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from omr_ray.algorithm.gaussian import ddim_mean_and_sigma
 from omr_ray.diffusion import ddim
-from omr_ray.diffusion.loading import Parts, load_parts
+from omr_ray.diffusion.loading import Parts, load_controlnet, load_parts
 from omr_ray.diffusion.text import Text, TextEncoders
 from omr_ray.types import UserError
 
@@ -30,16 +30,16 @@ def lora_config(rank: int, alpha: float) -> LoraConfig:
 
 
 class Policy:
-    """UNet + LoRA, text encoders, VAE and noise schedule of one model.
+    """UNet + LoRA, text encoders, VAE and noise schedule of one model, and a ControlNet for poses where one is given.
 
     `network` is the UNet itself. `unet` is what `predict` calls: the same object, until a learner puts a wrapper
     (a DeepSpeed engine) around it there. LoRA parameters are float32 whatever the base is, and latents, model outputs
     and all the scheduler's arithmetic are float32.
     """
 
-    def __init__(self, parts: Parts, *, path: str, rank: int | None, alpha: float) -> None:
+    def __init__(self, parts: Parts, *, path: str, rank: int | None, alpha: float, controlnet: Any = None) -> None:
         self.path, self.rank, self.alpha = path, rank, alpha
-        self.network, self.vae = parts.unet, parts.vae
+        self.network, self.vae, self.controlnet = parts.unet, parts.vae, controlnet
         self.text = TextEncoders(parts.tokenizers, parts.text_encoders, parts.zero_empty_prompt)
         self.alphas_cumprod: Tensor = parts.scheduler.alphas_cumprod.float()
         self.prediction_type: str = parts.scheduler.config.prediction_type
@@ -65,21 +65,26 @@ class Policy:
         alpha: float = 4.0,
         channels_last: bool = False,
         compile: bool = False,
+        controlnet: str | None = None,
     ) -> Policy:
         """Load a model directory in the diffusers format, or a hub id. Raises UserError for one that cannot be used.
 
         rank None adds no adapter: there is nothing to turn off, and the UNet itself is what learns, if anything does.
+        controlnet: directory or hub id of a ControlNet made for this UNet; it takes no part unless heat maps are given.
         """
-        policy = cls(load_parts(str(path), getattr(torch, dtype)), path=str(path), rank=rank, alpha=alpha)
+        parts = load_parts(str(path), getattr(torch, dtype))
+        control = None if controlnet is None else load_controlnet(controlnet, parts)
+        policy = cls(parts, path=str(path), rank=rank, alpha=alpha, controlnet=control)
         return policy._prepared(device, channels_last, compile)
 
     def _prepared(self, device: str, channels_last: bool, compile: bool) -> Policy:
         if channels_last:
             self._memory_format = torch.channels_last
-        for module in (self.network, self.vae, *self.text.encoders):
+        convolutional = [self.network, self.vae, *([] if self.controlnet is None else [self.controlnet])]
+        for module in (*convolutional, *self.text.encoders):
             module.to(device)
-        self.network.to(memory_format=self._memory_format)
-        self.vae.to(memory_format=self._memory_format)
+        for module in convolutional:
+            module.to(memory_format=self._memory_format)
         self.alphas_cumprod = self.alphas_cumprod.to(device)
         if compile:
             self.network.compile()
@@ -110,39 +115,64 @@ class Policy:
     def device(self) -> torch.device:
         return self.alphas_cumprod.device
 
-    def unet_inputs(self, latents: Tensor, timesteps: Tensor, text: Text) -> dict[str, Any]:
-        """Keyword arguments of the UNet for latents [N C H W], timesteps i64 [N] and N rows of text."""
+    def unet_inputs(self, latents: Tensor, timesteps: Tensor, text: Text, heat_maps: Tensor | None = None) -> dict[str, Any]:
+        """Keyword arguments of the UNet for latents [N C H W], timesteps i64 [N] and N rows of text.
+
+        With heat_maps [N K 8h 8w] (or whatever the VAE's factor is) they hold what the ControlNet adds to the UNet's own
+        activations (arXiv:2302.05543).
+        """
         added = dict(text.added) if text.added is not None else None
         if added is not None and "time_ids" not in added:
             height, width = (side * self.vae_factor for side in latents.shape[-2:])
             # SDXL's micro-conditioning: original size, crop, target size (arXiv:2307.01952, section 2.2).
             added["time_ids"] = torch.tensor([[height, width, 0, 0, height, width]], device=self.device).expand(len(latents), -1)
-        return {
+        inputs = {
             "sample": latents.to(self.device, self.network.dtype, memory_format=self._memory_format),
             "timestep": timesteps.to(self.device),
             "encoder_hidden_states": text.hidden,
             "added_cond_kwargs": added,
             "return_dict": False,
         }
+        return inputs if heat_maps is None else inputs | self._pose_residuals(inputs, heat_maps)
 
-    def predict(self, latents: Tensor, timesteps: Tensor, text: Text, guidance_scale: float = 1.0) -> Tensor:
-        """The model output for latents [N C H W], timesteps i64 [N] and text; float32 [N C H W].
+    def _pose_residuals(self, inputs: dict[str, Any], heat_maps: Tensor) -> dict[str, Any]:
+        if self.controlnet is None:
+            raise UserError(f"a pose was given, but {self.path} has no ControlNet beside it; set model.controlnet, or give no pose")
+        wanted, found = self.controlnet.config.conditioning_channels, heat_maps.shape[1]
+        if wanted != found:
+            raise UserError(f"the ControlNet reads {wanted} keypoints, the pose has {found}; take the pose estimator it was trained with")
+        down, middle = self.controlnet(controlnet_cond=heat_maps.to(self.device, self.controlnet.dtype), **inputs)
+        return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+
+    def predict(
+        self, latents: Tensor, timesteps: Tensor, text: Text, guidance_scale: float = 1.0, heat_maps: Tensor | None = None
+    ) -> Tensor:
+        """The model output for latents [N C H W], timesteps i64 [N], text and, where a pose leads, heat maps; float32 [N C H W].
 
         guidance_scale w > 1 is classifier-free guidance, o(empty) + w (o(P) - o(empty)) (arXiv:2207.12598, eq. 6), with
-        both branches in one call of the UNet.
+        both branches in one call of the UNet. Both get the pose.
         """
         if guidance_scale <= 1.0:
-            return self.unet(**self.unet_inputs(latents, timesteps, text))[0].float()
+            return self.unet(**self.unet_inputs(latents, timesteps, text, heat_maps))[0].float()
         both = text.join(self.text.empty(len(text)))
-        output = self.unet(**self.unet_inputs(torch.cat([latents, latents]), torch.cat([timesteps, timesteps]), both))[0].float()
-        prompted, empty = output.chunk(2)
+        poses = None if heat_maps is None else torch.cat([heat_maps, heat_maps])
+        doubled = self.unet_inputs(torch.cat([latents, latents]), torch.cat([timesteps, timesteps]), both, poses)
+        prompted, empty = self.unet(**doubled)[0].float().chunk(2)
         return empty + guidance_scale * (prompted - empty)
 
     def step(
-        self, latents: Tensor, timesteps: Tensor, previous_timesteps: Tensor, text: Text, *, eta: float, guidance_scale: float = 1.0
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        previous_timesteps: Tensor,
+        text: Text,
+        *,
+        eta: float,
+        guidance_scale: float = 1.0,
+        heat_maps: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One denoising step as a Gaussian (OMR eq. 2): mean [N C H W], sigma [N] and x0 [N C H W] of z_{t-1}."""
-        output = self.predict(latents, timesteps, text, guidance_scale)
+        output = self.predict(latents, timesteps, text, guidance_scale, heat_maps)
         latents = latents.to(self.device)
         return ddim_mean_and_sigma(output, latents, timesteps, previous_timesteps, self.alphas_cumprod, self.prediction_type, eta)
 

@@ -10,9 +10,8 @@ does not depend on what else is in the batch.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,11 +21,12 @@ from omr_ray.algorithm.gaussian import log_prob, per_row
 from omr_ray.algorithm.multi_round import noised
 from omr_ray.diffusion.ddim import executed_steps
 from omr_ray.diffusion.features import features
+from omr_ray.diffusion.generation import chunks, generate_guided
 from omr_ray.diffusion.policy import Policy
 from omr_ray.diffusion.text import Text
 from omr_ray.types import Dialogue, Rollout, Trajectory, UserError
 
-Item = TypeVar("Item")
+BeforeStep = Callable[[Tensor, int], Tensor]  # latents [n C H W] and the number of the step -> the latents it starts from
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +40,7 @@ class _Job:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Stored:
+class StoredSteps:
     """The steps that are kept of n samples."""
 
     latents: Tensor  # [n K C H W]
@@ -93,7 +93,7 @@ class MultiRoundSampler:
                 if len(dialogue.rounds) >= round_
                 for sibling in range(self.siblings)
             ]
-            for part in _chunks(jobs, self.batch_size):
+            for part in chunks(jobs, self.batch_size):
                 rows = torch.tensor([[job.row for job in part], [job.sibling for job in part]], device=last.device)
                 final, trajectories = self._sample_round(part, last[rows[0], rows[1]], seed, policy_version)
                 last[rows[0], rows[1]] = final
@@ -108,7 +108,6 @@ class MultiRoundSampler:
             for row, dialogue in enumerate(dialogues)
         ]
 
-    @torch.no_grad()
     def generate(
         self, prompts: Sequence[str], *, seeds: Sequence[int], from_latents: np.ndarray | None = None, strength: float | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -117,16 +116,8 @@ class MultiRoundSampler:
         Without `from_latents` [N C H W] it is a first round; with them a later one, noised to `strength` (by default
         that of round 2). The sample of a (prompt, seed, latent) does not depend on the others.
         """
-        executed = self.steps if from_latents is None else executed_steps(strength or self.strength[0], self.steps)
-        images, finals = [], []
-        for rows in _chunks(range(len(prompts)), self.batch_size):
-            text = self.policy.encode_text(self.policy.tokenize([prompts[row] for row in rows]))
-            noise = self._noise([seeds[row] for row in rows], executed)
-            start = None if from_latents is None else torch.tensor(from_latents[np.array(rows)], device=self.policy.device)
-            final, _ = self._denoise(text, noise, start, np.zeros((len(rows), 0), np.int64))
-            images.append(self.policy.render(final))
-            finals.append(final.cpu().numpy())
-        return np.concatenate(images), np.concatenate(finals)
+        made = generate_guided(self, prompts, seeds=seeds, from_latents=from_latents, strength=strength)
+        return made.images, made.latents
 
     # -- one round -----------------------------------------------------------------------------------------------------
 
@@ -137,8 +128,8 @@ class MultiRoundSampler:
         prompts = [job.dialogue.rounds[round_ - 1].prompt for job in jobs]
         prompt_ids = self.policy.tokenize(prompts)
         kept = np.stack([self._choose_steps(seed, job) for job in jobs])
-        noise = self._noise(seeds, self._executed(round_))
-        final, stored = self._denoise(self.policy.encode_text(prompt_ids), noise, None if round_ == 1 else last, kept)
+        noise = self.noise(seeds, self._executed(round_))
+        final, stored = self.denoise(self.policy.encode_text(prompt_ids), noise, None if round_ == 1 else last, kept)
         latents, next_latents = stored.latents.cpu().numpy(), stored.next_latents.cpu().numpy()
         log_probs, feature = stored.log_probs.cpu().numpy(), features(self.policy, final).cpu().numpy()
         images = self.policy.render(final)
@@ -162,11 +153,20 @@ class MultiRoundSampler:
             for n, job in enumerate(jobs)
         ]
 
-    def _denoise(self, text: Text, noise: Tensor, start: Tensor | None, kept: np.ndarray) -> tuple[Tensor, _Stored]:
+    def denoise(
+        self,
+        text: Text,
+        noise: Tensor,
+        start: Tensor | None,
+        kept: np.ndarray,
+        heat_maps: Tensor | None = None,
+        before_step: BeforeStep | None = None,
+    ) -> tuple[Tensor, StoredSteps]:
         """Run the last `noise.shape[1] - 1` steps.
 
         noise [n, 1 + executed, C, H, W]: the starting noise, then one for each step; start [n C H W] or None for pure
-        noise; kept i64 [n K]: numbers of the steps to store, ascending, counted from the schedule's first as 0.
+        noise; kept i64 [n K]: numbers of the steps to store, ascending, counted from the schedule's first as 0. heat_maps
+        [n K H W] where a pose leads; `before_step` may move the latents that a step starts from.
         """
         count, begin, device = len(noise), self.steps - (noise.shape[1] - 1), noise.device
         timesteps = torch.tensor(self.timesteps, device=device).expand(count, -1)
@@ -174,15 +174,16 @@ class MultiRoundSampler:
         latents = noise[:, 0] if start is None else noised(start, timesteps[:, begin], noise[:, 0], self.policy.alphas_cumprod)
         places = {int(step): torch.tensor(np.array(np.nonzero(kept == step)), device=device) for step in np.unique(kept)}
         shape = (*kept.shape, *latents.shape[1:])
-        stored = _Stored(
+        stored = StoredSteps(
             latents=torch.empty(shape, device=device),
             next_latents=torch.empty(shape, device=device),
             log_probs=torch.empty(kept.shape, device=device),
         )
         for step in range(begin, self.steps):
-            mean, sigma, _ = self.policy.step(
-                latents, timesteps[:, step], previous[:, step], text, eta=self.eta, guidance_scale=self.guidance_scale
-            )
+            if before_step is not None:
+                latents = before_step(latents, step)
+            times = timesteps[:, step], previous[:, step]
+            mean, sigma, _ = self.policy.step(latents, *times, text, eta=self.eta, guidance_scale=self.guidance_scale, heat_maps=heat_maps)
             following = mean + per_row(sigma, mean) * noise[:, 1 + step - begin]
             if step in places:
                 rows, slots = places[step]
@@ -220,7 +221,7 @@ class MultiRoundSampler:
         chosen = np.random.Generator(np.random.Philox(stream)).choice(numbers, min(self._train_steps, len(numbers)), replace=False)
         return np.sort(chosen)
 
-    def _noise(self, seeds: Sequence[int], executed: int) -> Tensor:
+    def noise(self, seeds: Sequence[int], executed: int) -> Tensor:
         """Standard normal noise [n, 1 + executed, C, H, W], each row from the stream of its own seed."""
         noise = np.empty((len(seeds), 1 + executed, *self.latent_shape), np.float32)
         for row, seed in zip(noise, seeds, strict=True):
@@ -232,10 +233,3 @@ def _seed(*parts: object) -> int:
     """A 63-bit seed from its parts, the same on every machine."""
     digest = hashlib.blake2b("\0".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
-
-
-def _chunks(items: Sequence[Item], size: int) -> list[list[Item]]:
-    """`items` in nearly equal parts of at most `size`."""
-    count = -(-len(items) // size)
-    bounds = [len(items) * part // count for part in range(count + 1)] if count else []
-    return [list(items[low:high]) for low, high in zip(bounds, bounds[1:], strict=False)]

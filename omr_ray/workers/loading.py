@@ -10,13 +10,15 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omr_ray.atelier import WEIGHTS
+from omr_ray.atelier import WEIGHTS, shipped
+from omr_ray.config.generation import AtelierPose, PoseEstimator
 from omr_ray.config.rewards import PreferenceModel
 from omr_ray.config.run import Actor, AtelierModel, DiffusersModel, Lora, Sampler
 from omr_ray.types import UserError
 from omr_ray.weights import reported
 
 if TYPE_CHECKING:
+    from omr_ray.diffusion import pose
     from omr_ray.diffusion.policy import Policy
     from omr_ray.diffusion.sampler import MultiRoundSampler
     from omr_ray.vlm.engine import RewardEngine
@@ -48,6 +50,11 @@ def model_path(model: AtelierModel | DiffusersModel) -> str:
     return model.path if isinstance(model, DiffusersModel) else str(WEIGHTS)
 
 
+def controlnet_path(model: AtelierModel | DiffusersModel) -> str | None:
+    """Directory or hub id of the ControlNet beside the model, None without one. Raises UserError where the embedded one is not shipped."""
+    return str(shipped("controlnet")) if model.controlnet == "atelier" else model.controlnet
+
+
 def policy_from(model: AtelierModel | DiffusersModel, lora: Lora | None, device: str = "cpu", threads: int | None = None) -> Policy:
     """The policy with the adapter that training starts from; two processes that call this with equal arguments hold equal weights.
 
@@ -57,12 +64,23 @@ def policy_from(model: AtelierModel | DiffusersModel, lora: Lora | None, device:
     from omr_ray.diffusion.policy import Policy
 
     _set_threads(threads)
-    options = model.model_dump(exclude={"kind", "path"})
+    options = model.model_dump(exclude={"kind", "path", "controlnet"}) | {"controlnet": controlnet_path(model)}
     sizes: dict[str, Any] = {"rank": None} if lora is None else lora.model_dump(exclude={"start"})
     policy = Policy.from_pretrained(model_path(model), device=device, **sizes, **options)
     if lora is not None and lora.start is not None:
         policy.load_lora(load_adapter(lora.start).weights_for(lora.rank, lora.alpha))
     return policy
+
+
+def pose_estimator_from(estimator: PoseEstimator, device: str = "cpu") -> pose.PoseEstimator:
+    """What finds keypoints. Raises UserError for weights that are missing or of another kind."""
+    if isinstance(estimator, AtelierPose):
+        from omr_ray.atelier.garment_pose import GarmentPose
+
+        return GarmentPose.from_pretrained(shipped("keypoints"), device)
+    from omr_ray.diffusion.onnx_pose import OnnxPose
+
+    return OnnxPose(estimator.path)
 
 
 def sampler_from(policy: Policy, sampler: Sampler) -> MultiRoundSampler:

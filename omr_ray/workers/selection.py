@@ -6,7 +6,7 @@ from contextlib import closing
 
 import numpy as np
 
-from omr_ray.atelier import WEIGHTS
+from omr_ray.atelier import WEIGHTS, shipped
 from omr_ray.atelier.oracle import Oracle
 from omr_ray.config.run import AtelierModel, RunConfig
 from omr_ray.evaluation.selection import SIZES, Contest, contests
@@ -34,7 +34,7 @@ def select(model: RewardEngine, config: RunConfig, prompts: int) -> list[Contest
     scores = {
         "oracle": Oracle.from_pretrained(WEIGHTS / "oracle").accuracy(images, texts),
         "reward": model.score(images, texts).numpy(),
-        "CLIP": Clip.from_pretrained(WEIGHTS / "clip").score(images, texts).numpy(),
+        "CLIP": Clip.from_pretrained(shipped("clip")).score(images, texts).numpy(),
     }
     table = {name: np.asarray(values, dtype=np.float64).reshape(-1, images_a_prompt) for name, values in scores.items()}
     return contests(table["oracle"], table["reward"], {"CLIP": table["CLIP"]})

@@ -4,6 +4,7 @@ import pytest
 
 from omr_ray.config.data import DataConfig
 from omr_ray.config.finetune import FinetuneRun
+from omr_ray.config.generation import AttendAndExcite, Pose
 from omr_ray.config.reading import dump, with_overrides
 from omr_ray.config.reward_model import RewardRun
 from omr_ray.config.run import RunConfig
@@ -105,3 +106,13 @@ def test_infonce_needs_dialogues_that_compete():
     assert "dialogues_per_step must be at least 2 for infonce" in refused(
         "rewards.mutual_information={type: infonce}", "dialogues_per_step=1"
     )
+
+
+def test_what_leads_a_generation_has_the_papers_range():
+    for threshold in (0.66, 0.68, 0.70, 0.73, 0.75, 0.80):  # TDRI table 6
+        assert AttendAndExcite(threshold=threshold).iterations == 1
+    with pytest.raises(ValueError, match="threshold"):
+        AttendAndExcite(threshold=1.1)
+    assert Pose.model_validate({"estimator": {"kind": "onnx", "path": "rtmpose.onnx"}}).estimator.path == "rtmpose.onnx"
+    with pytest.raises(ValueError, match="path"):
+        Pose.model_validate({"estimator": {"kind": "onnx"}})

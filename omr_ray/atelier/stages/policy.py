@@ -16,7 +16,7 @@ import os
 import shutil
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from omr_ray.atelier.stages.loop import Budget, Trainer
 from omr_ray.atelier.stages.renders import make_renders, to_float
 from omr_ray.atelier.stages.text_encoder import WIDTH, random_prompt, tokenize, warm_up_text_encoder
 from omr_ray.atelier.stages.tokenizers import make_clip_tokenizer, save_tokenizer
-from omr_ray.atelier.world import prompt_of, random_part, random_scene
+from omr_ray.atelier.world import Scene, prompt_of, random_part, random_scene
 
 BUDGET = Budget(steps=5000, batch=32, learning_rate=1.2e-3, ema_decay=0.999)
 DETAILS = Budget(steps=2500, batch=32, learning_rate=8e-4, ema_decay=0.99)
@@ -130,6 +130,37 @@ def publish_policy(trainer: Trainer, text_encoder: Any, tokenizer: CLIPTokenizer
     shutil.rmtree(staging)
 
 
+class NoisedRows(NamedTuple):
+    rows: torch.Tensor  # i64 [N], of the renders
+    clean: torch.Tensor  # f32 [N C 16 16]
+    noisy: torch.Tensor  # f32 [N C 16 16]
+    text: torch.Tensor  # f32 [N 32 D], encoded prompts
+    weight: torch.Tensor  # f32 [N 1 1 1], of each row's error
+
+
+class NoisedRenders:
+    """Draws rows of encoded renders, with prompts made anew and noise on top."""
+
+    def __init__(
+        self, latents: torch.Tensor, scenes: list[Scene], tokenizer: CLIPTokenizer, text_encoder: Any, device: torch.device
+    ) -> None:
+        self.latents, self.scenes, self.tokenizer, self.text_encoder = latents, scenes, tokenizer, text_encoder
+        self.alphas = build_scheduler().alphas_cumprod.to(device)
+
+    def draw(self, numbers: np.random.Generator, noise: torch.Generator, timesteps: torch.Tensor, largest_weight: float) -> NoisedRows:
+        """One row for each of timesteps i64 [N]."""
+        device, rows = self.alphas.device, numbers.integers(0, len(self.latents), len(timesteps))
+        ids = tokenize(self.tokenizer, [random_prompt(self.scenes[row], numbers) for row in rows]).to(device)
+        clean = self.latents[torch.from_numpy(rows)].to(device)
+        alpha = self.alphas[timesteps].view(-1, 1, 1, 1)
+        noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * torch.randn(clean.shape, generator=noise).to(device)
+        with torch.no_grad():
+            text = self.text_encoder(ids).last_hidden_state
+        # Up to the limit, 1 / (1 - alpha) is the weight that v-prediction gives to the same error.
+        weight = (1 / (1 - alpha)).clamp(max=largest_weight)
+        return NoisedRows(rows=torch.from_numpy(rows), clean=clean, noisy=noisy, text=text, weight=weight)
+
+
 def train_policy(out: Path, work: Path, *, budget: Budget, seed: int, device: torch.device) -> dict[str, float]:
     """Train the text encoder, then the UNet on `out/vae`'s latents, save to `out`; returns seconds and the base's accuracy."""
     torch.manual_seed(seed)
@@ -137,31 +168,19 @@ def train_policy(out: Path, work: Path, *, budget: Budget, seed: int, device: to
     latents = encode_renders(load_autoencoder(out, device), images, work / f"latents-{seed}.safetensors", device)
     tokenizer = make_clip_tokenizer(out / "tokenizer", seed)
     text_encoder = warm_up_text_encoder(tokenizer, out, work, seed=seed, device=device)
-    alphas = build_scheduler().alphas_cumprod.to(device)
-
-    def batch_at(numbers, noise, timesteps, largest_weight):
-        """Clean and noised latents, encoded prompts, and the weight of each row's error."""
-        rows = numbers.integers(0, len(latents), budget.batch)
-        ids = tokenize(tokenizer, [random_prompt(scenes[row], numbers) for row in rows]).to(device)
-        clean = latents[torch.from_numpy(rows)].to(device)
-        alpha = alphas[timesteps].view(-1, 1, 1, 1)
-        noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * torch.randn(clean.shape, generator=noise).to(device)
-        with torch.no_grad():
-            text = text_encoder(ids).last_hidden_state
-        # Up to the limit, 1 / (1 - alpha) is the weight that v-prediction gives to the same error.
-        return clean, noisy, text, (1 / (1 - alpha)).clamp(max=largest_weight)
+    renders = NoisedRenders(latents, scenes, tokenizer, text_encoder, device)
 
     def layout_loss(unet, numbers, noise):
         timesteps = noisy_timesteps(budget.batch, noise).to(device)
-        clean, noisy, text, weight = batch_at(numbers, noise, timesteps, LARGEST_WEIGHT)
-        error = unet(noisy, timesteps, text).sample - clean
-        return {"loss": multi_scale_error(weight.sqrt() * error), "error": error.detach().square().mean()}
+        drawn = renders.draw(numbers, noise, timesteps, LARGEST_WEIGHT)
+        error = unet(drawn.noisy, timesteps, drawn.text).sample - drawn.clean
+        return {"loss": multi_scale_error(drawn.weight.sqrt() * error), "error": error.detach().square().mean()}
 
     def details_loss(unet, numbers, noise):
         timesteps = detail_timesteps(budget.batch, noise).to(device)
-        clean, noisy, text, weight = batch_at(numbers, noise, timesteps, LARGEST_DETAIL_WEIGHT)
-        error = unet(noisy, timesteps, text).sample - clean
-        return {"loss": (weight * error.square()).mean(), "error": error.detach().square().mean()}
+        drawn = renders.draw(numbers, noise, timesteps, LARGEST_DETAIL_WEIGHT)
+        error = unet(drawn.noisy, timesteps, drawn.text).sample - drawn.clean
+        return {"loss": (drawn.weight * error.square()).mean(), "error": error.detach().square().mean()}
 
     def run(phase, unet, phase_budget, loss):
         """Train `unet` in place to the moving average of its weights; returns the seconds spent."""
