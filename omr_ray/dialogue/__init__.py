@@ -1,1 +1,1 @@
-"""The user's side of a dialogue."""
+"""TDRI's dialogue: prompts from what was said, questions from what was shown, the tree of rounds, and a simulated user."""

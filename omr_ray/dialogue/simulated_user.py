@@ -66,6 +66,17 @@ class SimulatedUser:
         said = opening + self.language.utterance(stated, rng)
         return replace(self, named=named, utterance=said, prompt=self.language.prompt_of(named))
 
+    def answer(self, aspect: str, rng: np.random.Generator, *, skip_probability: float = 0.0) -> tuple[SimulatedUser, str | None]:
+        """The same user having been asked about one aspect, and what they say: None where they skip it, or do not care.
+
+        A picture is looked at before its question is answered: `look`, then `answer`.
+        """
+        if aspect not in self.target or rng.random() < skip_probability:
+            return self, None
+        stated = {aspect: self.target[aspect]}
+        named = {**self.named, **stated}
+        return replace(self, named=named, prompt=self.language.prompt_of(named)), self.language.utterance(stated, rng)
+
 
 def wrong_aspects(asked: Mapping[str, str], seen: Mapping[str, str]) -> tuple[str, ...]:
     """The asked aspects that the image does not show, in the order they were asked."""

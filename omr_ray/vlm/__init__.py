@@ -1,1 +1,1 @@
-"""Qwen-VL models: the reward model that judges an image against a prompt."""
+"""Qwen-VL models: the reward model that judges an image against a prompt, and the language model of a dialogue."""

@@ -7,7 +7,7 @@ the image. The token ids equal those of the family's processor, which cannot be 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,12 @@ from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from omr_ray.types import UserError
-from omr_ray.vlm.engine import Images
-from omr_ray.vlm.templates import REWARD_TEMPLATE, SPECIAL_TOKENS
+from omr_ray.vlm.engine import Conversation, Images
+from omr_ray.vlm.templates import IMAGE, REWARD_TEMPLATE, SPECIAL_TOKENS
 
 
-class QwenInputs:
-    """Images and prompts to the keyword arguments of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL forward."""
+class _Inputs:
+    """What both kinds of inputs are made with."""
 
     def __init__(self, tokenizer: Any, image_processor: Qwen2VLImageProcessorPil):
         missing = [token for token in SPECIAL_TOKENS if token not in tokenizer.get_vocab()]
@@ -31,6 +31,21 @@ class QwenInputs:
             raise UserError(f"a Qwen-VL tokenizer needs the special tokens {', '.join(missing)}; take the model's own tokenizer")
         self.tokenizer, self.image_processor = tokenizer, image_processor
         self.image_token_id = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+
+    def _encode(self, text: str) -> list[int]:
+        """Ids of a text of ours."""
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"]
+
+    def _encode_plain(self, text: str) -> list[int]:
+        """Ids of a text that others wrote: a special token inside it is plain text."""
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+
+class QwenInputs(_Inputs):
+    """Images and prompts to the keyword arguments of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL forward."""
+
+    def __init__(self, tokenizer: Any, image_processor: Qwen2VLImageProcessorPil):
+        super().__init__(tokenizer, image_processor)
         before, after = REWARD_TEMPLATE.split("{prompt}")
         self._before, self._after = self._encode(before), self._encode(after)
 
@@ -65,11 +80,46 @@ class QwenInputs:
         """Ids of REWARD_TEMPLATE with the image placeholder repeated. A special token inside a prompt is plain text."""
         image = self._before.index(self.image_token_id)
         before = self._before[:image] + [self.image_token_id] * placeholders + self._before[image + 1 :]
-        prompt_ids = self.tokenizer(prompt, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return before + prompt_ids + self._after
+        return before + self._encode_plain(prompt) + self._after
 
-    def _encode(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"]
+
+class ConversationInputs(_Inputs):
+    """Conversations to the keyword arguments with which a Qwen-VL of these families writes the next message of each."""
+
+    def __call__(self, conversations: Sequence[Conversation], device: torch.device) -> dict[str, Tensor]:
+        """N conversations with M images in all.
+
+        Rows are padded on the left, so that all of them go on at the same place.
+
+        Returns input_ids, attention_mask, mm_token_type_ids i64 [N, L] and, where there are images, pixel_values
+        [M * patches, 3 * 2 * p * p] and image_grid_thw i64 [M, 3].
+        """
+        images = [image for messages in conversations for message in messages for image in message.images]
+        patches = [patchify(torch.stack(list(as_floats([image]))).to(device), self.image_processor) for image in images]
+        placeholders = iter([int(grid.prod()) // self.image_processor.merge_size**2 for _, grid in patches])
+        rows = [torch.tensor(self.token_ids(messages, placeholders)) for messages in conversations]
+        # Any id will do as padding: it is masked.
+        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=int(rows[0][0]), padding_side="left")
+        lengths = torch.tensor([len(row) for row in rows])
+        inputs = {
+            "input_ids": ids.to(device),
+            "attention_mask": (torch.arange(ids.shape[1]) >= ids.shape[1] - lengths[:, None]).long().to(device),
+            "mm_token_type_ids": (ids == self.image_token_id).long().to(device),
+        }
+        if patches:
+            pixel_values, grids = map(torch.cat, zip(*patches, strict=True))
+            inputs |= {"pixel_values": pixel_values, "image_grid_thw": grids}
+        return inputs
+
+    def token_ids(self, messages: Conversation, placeholders: Iterator[int]) -> list[int]:
+        """Ids in the family's chat form, up to where the answer begins; `placeholders` gives the number of tokens of each image."""
+        ids = []
+        for message in messages:
+            ids += self._encode(f"<|im_start|>{message.role}\n")
+            for _ in message.images:
+                ids += self._encode(IMAGE.replace("<|image_pad|>", "<|image_pad|>" * next(placeholders)))
+            ids += self._encode_plain(message.text) + self._encode("<|im_end|>\n")
+        return ids + self._encode("<|im_start|>assistant\n")
 
 
 def decoded(content: bytes) -> Tensor:

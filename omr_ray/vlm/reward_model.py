@@ -23,14 +23,14 @@ HEAD_FILE = "reward_head/model.safetensors"  # in a folder of its own: vLLM take
 
 
 def check_model(path: str) -> Any:
-    """The transformers config of the reward model at `path`, a directory or hub id. Raises UserError as `RewardModel.from_pretrained`."""
+    """The transformers config of the Qwen-VL at `path`, a directory or hub id. Raises UserError as `RewardModel.from_pretrained`."""
     if Path(path).exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path):
         check_directory(path)
     with reported(path):
         config = AutoConfig.from_pretrained(path)
         if config.model_type not in FAMILIES:
             families = ", ".join(FAMILIES)
-            raise UserError(f"reward model {path}: its family must be one of {families}, got {config.model_type!r}; take another model")
+            raise UserError(f"{path}: a Qwen-VL's family must be one of {families}, got {config.model_type!r}; take another model")
     return config
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omr_ray.atelier import WEIGHTS, shipped
+from omr_ray.config.dialogue import OpenAiLanguage, TransformersLanguage
 from omr_ray.config.generation import AtelierPose, PoseEstimator
 from omr_ray.config.rewards import PreferenceModel
 from omr_ray.config.run import Actor, AtelierModel, DiffusersModel, Lora, Sampler
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from omr_ray.diffusion import pose
     from omr_ray.diffusion.policy import Policy
     from omr_ray.diffusion.sampler import MultiRoundSampler
-    from omr_ray.vlm.engine import RewardEngine
+    from omr_ray.vlm.engine import LanguageModel, RewardEngine
     from omr_ray.vlm.reward_model import RewardModel
 
 
@@ -112,6 +113,19 @@ def reward_engine_from(
     base, adapter = _base_and_adapter(preference.path)
     options = preference.model_dump(include={"dtype", "batch_size"})
     return VllmRewardModel.load(base, adapter=adapter, device=device, gpu_share=gpu_share, **options)
+
+
+def language_model_from(language: TransformersLanguage | OpenAiLanguage, device: str = "cpu", threads: int | None = None) -> LanguageModel:
+    """The language model of a dialogue, in this process or at the server that the config names."""
+    if isinstance(language, OpenAiLanguage):
+        from omr_ray.vlm.openai_engine import OpenAiEngine
+
+        return OpenAiEngine(language)
+    from omr_ray.vlm.transformers_engine import TransformersEngine
+
+    _set_threads(threads)
+    path = str(WEIGHTS / "language_model") if language.path == "atelier" else language.path
+    return TransformersEngine.from_pretrained(path, dtype=language.dtype, device=device, batch_size=language.batch_size)
 
 
 def _base_and_adapter(path: str) -> tuple[str, str | None]:

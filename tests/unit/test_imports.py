@@ -15,8 +15,8 @@ ALLOWED = {
     "algorithm": {"types"},
     "rewards": {"types"},
     "diffusion": {"types", "weights", "algorithm", "rewards"},
-    "vlm": {"types", "weights", "algorithm", "rewards"},
-    "dialogue": {"types", "weights", "algorithm", "rewards"},
+    "vlm": {"types", "config", "weights", "algorithm", "rewards"},
+    "dialogue": {"types", "config", "vlm"},
     "data": {"types", "config", "weights", "progress", "atelier"},
     "controller": {"types", "config", "tracking", "algorithm"},
     "runs": {"types", "config", "weights"},
@@ -32,6 +32,7 @@ HEAVY = {
     "rewards": {"ray", "deepspeed", "diffusers"},
     "diffusion": {"ray", "deepspeed"},
     "vlm": {"ray", "deepspeed"},
+    "dialogue": {"ray", "torch"},
     "data": {"torch"},
 }
 SCRIPT = """

@@ -48,3 +48,19 @@ def test_a_first_prompt_that_named_another_value_is_a_new_wish_not_a_repetition(
     after = user().look({**INTENT, "color": "red"}, rng())
     assert not after.utterance.startswith("that is still")
     assert after.named["color"] == "blue"
+
+
+def test_a_question_is_answered_from_the_hidden_target_and_the_prompt_accumulates():
+    after, said = user().answer("size", rng())
+    assert world.parse(said) == {"size": "small"}
+    assert after.named == {"content": "dress", "color": "red", "size": "small"}
+    assert world.parse(after.prompt) == after.named
+    assert after.look({**INTENT, "size": "large"}, rng()).utterance.startswith("that is still")  # it was asked for
+
+
+def test_a_question_is_skipped_with_a_probability_and_where_the_user_does_not_care():
+    draws = np.random.default_rng(0)
+    answers = [user().answer("size", draws, skip_probability=0.25)[1] for _ in range(400)]
+    assert 70 <= answers.count(None) <= 130
+    assert user().answer("size", draws, skip_probability=1.0) == (user(), None)
+    assert user().answer("background", draws) == (user(), None)

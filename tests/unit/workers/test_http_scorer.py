@@ -2,12 +2,8 @@
 
 import base64
 import io
-import json
-import threading
 import time
-from contextlib import contextmanager, suppress
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -16,73 +12,15 @@ from PIL import Image
 from omr_ray.config.rewards import HttpScorer
 from omr_ray.types import UserError
 from omr_ray.workers.http_scorer import MAX_ANSWER_BYTES, HttpClient
+from tests import http_server
+from tests.http_server import drip, endless, hang, hang_up, server
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 6, 5, 3), dtype=np.uint8)
 PROMPTS = ["a hat", "ein Hut \u00fc"]
 
 
 def answer(status=200, body='{"scores": [0.5, -1]}', **headers):
-    def send(handler):
-        content = body.encode()
-        handler.send_response(status)
-        handler.send_header("Content-Length", str(len(content)))
-        for name, value in headers.items():
-            handler.send_header(name.replace("_", "-"), value)
-        handler.end_headers()
-        handler.wfile.write(content)
-
-    return send
-
-
-def hang(handler):
-    handler.server.over.wait(30)
-
-
-def drip(handler):
-    """A byte now and then: no pause between two of them is long."""
-    handler.send_response(200)
-    handler.end_headers()
-    while not handler.server.over.wait(0.05):
-        handler.wfile.write(b" ")
-
-
-def hang_up(handler):
-    handler.connection.close()
-
-
-def endless(handler):
-    handler.send_response(200)
-    handler.end_headers()
-    for _ in range(10_000):
-        handler.wfile.write(b" " * 2**16)
-
-
-@contextmanager
-def server(*answers):
-    """Gives `answers` one after the other, the last one for ever; yields its url and the requests it got, with their times."""
-    requests = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            requests.append((time.monotonic(), body))
-            with suppress(OSError):  # the client has had enough
-                answers[min(len(requests), len(answers)) - 1](self)
-            self.close_connection = True
-
-        def log_message(self, *args): ...
-
-    listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    listening.over = threading.Event()
-    thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listening.server_port}/score", requests
-    finally:
-        listening.over.set()
-        listening.shutdown()
-        thread.join(10)
-        listening.server_close()
+    return http_server.answer(status, body, **headers)
 
 
 def scores(url, **settings):
@@ -92,7 +30,8 @@ def scores(url, **settings):
 def test_png_and_prompts_go_out_and_numbers_come_back():
     with server(answer()) as (url, requests):
         assert scores(url) == [0.5, -1.0]
-    ((_, body),) = requests
+    (request,) = requests
+    body = request.body
     assert body["prompts"] == PROMPTS
     sent = [np.array(Image.open(io.BytesIO(base64.b64decode(image)))) for image in body["images"]]
     np.testing.assert_array_equal(sent, IMAGES)
@@ -102,7 +41,7 @@ def test_png_and_prompts_go_out_and_numbers_come_back():
 def test_a_fault_is_tried_again(fault):
     with server(fault, fault, answer()) as (url, requests):
         assert scores(url) == [0.5, -1.0]
-    times = [at for at, _ in requests]
+    times = [request.at for request in requests]
     assert len(times) == 3
     assert times[1] - times[0] >= 0.5 and times[2] - times[1] >= 1.0  # twice as long each time
 
@@ -134,7 +73,7 @@ def test_nobody_listens(caplog):
 def test_retry_after_is_honoured_as_seconds_and_as_a_date(asked):
     with server(answer(429, Retry_After=asked()), answer()) as (url, requests):
         assert scores(url) == [0.5, -1.0]
-    assert requests[1][0] - requests[0][0] >= 1.9  # a date has whole seconds
+    assert requests[1].at - requests[0].at >= 1.9  # a date has whole seconds
 
 
 def test_nobody_waits_for_a_server_that_wants_minutes(caplog):
