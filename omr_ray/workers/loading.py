@@ -124,7 +124,7 @@ def language_model_from(language: TransformersLanguage | OpenAiLanguage, device:
     from omr_ray.vlm.transformers_engine import TransformersEngine
 
     _set_threads(threads)
-    path = str(WEIGHTS / "language_model") if language.path == "atelier" else language.path
+    path = str(shipped("language_model")) if language.path == "atelier" else language.path
     return TransformersEngine.from_pretrained(path, dtype=language.dtype, device=device, batch_size=language.batch_size)
 
 
