@@ -1,6 +1,6 @@
 """Preference pairs of renders: one prompt, an image that shows it and one that shows it with aspects changed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,26 +26,12 @@ def other_value(aspect: str, value: str, rng: np.random.Generator) -> str:
     return str(rng.choice([known for known in VALUES[aspect] if known != value]))
 
 
-def neighbouring_value(aspect: str, value: str, rng: np.random.Generator) -> str:
-    """The value that is most easily taken for `value`: a color beside it on the color circle; of another aspect any other value."""
-    hues = [known for known in VALUES["color"] if known != "black"]
-    if aspect != "color" or value not in hues:
-        return other_value(aspect, value, rng)
-    return hues[(hues.index(value) + int(rng.choice((-1, 1)))) % len(hues)]
-
-
-def changed_scene(
-    scene: Scene,
-    named: dict[str, str],
-    changed: frozenset[str],
-    rng: np.random.Generator,
-    other: Callable[[str, str, np.random.Generator], str] = other_value,
-) -> Scene:
+def changed_scene(scene: Scene, named: dict[str, str], changed: frozenset[str], rng: np.random.Generator) -> Scene:
     """A scene that contradicts the `changed` ones of the named aspects, keeps the others, and is free where nothing was named."""
     values = {}
     for aspect in ASPECTS:
         if aspect in changed:
-            values[aspect] = other(aspect, named[aspect], rng)
+            values[aspect] = other_value(aspect, named[aspect], rng)
         elif aspect in named or rng.random() < 0.5:
             values[aspect] = getattr(scene, aspect)
         else:
@@ -68,11 +54,11 @@ def fresh_pairs(aspect: str, count: int, rng: np.random.Generator) -> tuple[list
 class PairMaker:
     """Draws pairs from a collection of pictured scenes; hard ones, with a single aspect changed, most often.
 
-    In `FOCUS_SHARE` of the pairs it is one of `focus` that is changed, and to what is most easily taken for it.
+    `focus` is an aspect that is the single one changed in `FOCUS_SHARE` of the pairs.
     """
 
-    def __init__(self, scenes: Sequence[Scene], focus: Sequence[str] = ()) -> None:
-        self.scenes, self.focus = scenes, tuple(focus)
+    def __init__(self, scenes: Sequence[Scene], focus: str | None = None) -> None:
+        self.scenes, self.focus = scenes, focus
         self.rows: dict[Scene, list[int]] = {}
         for row, scene in enumerate(scenes):
             self.rows.setdefault(scene, []).append(row)
@@ -80,16 +66,14 @@ class PairMaker:
     def draw(self, rng: np.random.Generator) -> Pair:
         while True:
             chosen = int(rng.integers(len(self.scenes)))
-            scene = self.scenes[chosen]
-            named, other = random_part(scene, rng), other_value
-            if self.focus and rng.random() < FOCUS_SHARE:
-                aspect = str(rng.choice(self.focus))
-                named[aspect] = getattr(scene, aspect)
-                changed, other = frozenset({aspect}), neighbouring_value
+            named = random_part(self.scenes[chosen], rng)
+            if self.focus is not None and rng.random() < FOCUS_SHARE:
+                named[self.focus] = getattr(self.scenes[chosen], self.focus)
+                changed = frozenset({self.focus})
             else:
                 count = 1 if rng.random() < 0.6 else int(rng.integers(1, len(named) + 1))
                 changed = frozenset(str(aspect) for aspect in rng.permutation(list(named))[:count])
             prompt = prompt_of(named) if rng.random() < 0.5 else phrase(named, rng)
             for _ in range(8):  # not every scene is in the collection
-                if rows := self.rows.get(changed_scene(scene, named, changed, rng, other)):
+                if rows := self.rows.get(changed_scene(self.scenes[chosen], named, changed, rng)):
                     return Pair(prompt=prompt, chosen=chosen, rejected=int(rng.choice(rows)), changed=changed)

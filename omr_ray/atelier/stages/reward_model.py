@@ -1,9 +1,8 @@
 """Stage 5: the reward model, a small Qwen2.5-VL read without its last linear layer (OMR section 3.2, eq. 8).
 
-It learns in four phases, with the losses of `reward_losses`: first to read images and prompts, then, with the rate
-raised again and the truth of every single aspect asked for as well, to compare the two, then the accessories, which
-cover the fewest pixels: there four pairs in ten differ in nothing else. Last it gets to see what it will be asked about,
-pictures of the policy's: on those it read the color of only half, and a policy that follows its gradient moves there.
+It learns in three phases, with the losses of `reward_losses`: first to read images and prompts, then, with the rate
+raised again and the truth of every single aspect asked for as well, to compare the two, and last the accessories, which
+cover the fewest pixels: there four pairs in ten differ in nothing else.
 """
 
 import copy
@@ -28,7 +27,6 @@ from omr_ray.vlm.reward_model import RewardModel
 READING = Budget(steps=1700, batch=32, learning_rate=2e-3, weight_decay=0.02, ema_decay=0.995)
 BUDGET = Budget(steps=1150, batch=32, learning_rate=1.5e-3, weight_decay=0.02, ema_decay=0.995)
 ACCESSORIES = Budget(steps=600, batch=32, learning_rate=1e-3, weight_decay=0.02, ema_decay=0.99)
-REPAINTED = Budget(steps=700, batch=32, learning_rate=1e-3, weight_decay=0.02, ema_decay=0.99)
 PIXELS = 64 * 64
 
 
@@ -75,12 +73,12 @@ def build_reward_model(tokenizer: Qwen2Tokenizer) -> RewardModel:
 def train_reward_model(out: Path, work: Path, *, budget: Budget, seed: int, device: torch.device) -> dict[str, float]:
     """Train, save to `out/reward_model`; returns seconds and the accuracy on fresh pairs, by the one aspect changed."""
     torch.manual_seed(seed)
-    soft, painted = (SoftRenders(out, work, seed, device, repainted=repainted) for repainted in (False, True))
+    renders = SoftRenders(out, work, seed, device, repainted=False)
     model = build_reward_model(make_qwen_tokenizer(work / "qwen_tokenizer", seed)).to(device).train()
     heads = nn.ModuleDict({aspect: nn.Linear(128, len(VALUES[aspect])) for aspect in ASPECTS}).to(device)
     truth = nn.Linear(128, 1).to(device)
 
-    def loss_at(losses, renders, pairs, numbers, noise):
+    def loss_at(losses, pairs, numbers, noise):
         batch = [pairs.draw(numbers) for _ in range(budget.batch)]
         rows = torch.tensor([pair.chosen for pair in batch] + [pair.rejected for pair in batch])
         return losses(renders.pixels(rows, noise).to(device), batch, renders.labels[rows].to(device))
@@ -90,22 +88,20 @@ def train_reward_model(out: Path, work: Path, *, budget: Budget, seed: int, devi
         copy.deepcopy(model).half().save_pretrained(out / "reward_model")
         trainer.swap_ema()
 
-    reading = {"model": model, "heads": heads}
-    comparing, compared, seconds = reading | {"truth": truth}, Losses(model, heads, truth), 0.0
-    for number, (phase, modules, phase_budget, losses, renders, focus) in enumerate(
+    seconds, reading = 0.0, {"model": model, "heads": heads}
+    for number, (phase, modules, phase_budget, losses, focus) in enumerate(
         (
-            ("reward_reading", reading, READING, Losses(model, heads), soft, ()),
-            ("reward_model", comparing, budget, compared, soft, ()),
-            ("reward_accessories", comparing, ACCESSORIES, compared, soft, ("others",)),
-            ("reward_repainted", comparing, REPAINTED, compared, painted, ("color", "style")),
+            ("reward_reading", reading, READING, Losses(model, heads), None),
+            ("reward_model", reading | {"truth": truth}, budget, Losses(model, heads, truth), None),
+            ("reward_accessories", reading | {"truth": truth}, ACCESSORIES, Losses(model, heads, truth), "others"),
         )
     ):
         trainer = Trainer(phase, modules, phase_budget, work=work, log=out / "logs" / f"{phase}.jsonl")
-        loss = partial(loss_at, losses, renders, PairMaker(renders.scenes, focus))
+        loss = partial(loss_at, losses, PairMaker(renders.scenes, focus))
         seconds += trainer.run(loss, seed=seed + number, on_checkpoint=partial(publish, trainer))
         trainer.swap_ema()
     trained = RewardModel.from_pretrained(out / "reward_model", device=str(device))
-    return {"seconds": seconds} | pairwise_accuracy(trained, soft.vae, device)
+    return {"seconds": seconds} | pairwise_accuracy(trained, renders.vae, device)
 
 
 def pairwise_accuracy(model: RewardModel, vae: Any, device: torch.device, *, count: int = 200, seed: int = 40_000) -> dict[str, float]:
