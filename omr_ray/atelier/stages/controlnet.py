@@ -1,4 +1,4 @@
-"""Stage: a ControlNet that holds a garment to given keypoints (TDRI eq. 3; ControlNet, arXiv:2302.05543).
+"""Stage 8: a ControlNet that holds a garment to given keypoints (TDRI eq. 3; ControlNet, arXiv:2302.05543).
 
 It starts as a copy of the frozen UNet's way down, whose outputs are added to the UNet's own through convolutions that
 start at zero. It learns from the policy's renders with the policy's layout loss: where things are is settled at the noisy end.

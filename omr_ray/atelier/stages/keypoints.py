@@ -1,4 +1,4 @@
-"""Stage: the garment keypoints, from renders only, disturbed like the oracle's, so that it also reads what the policy draws."""
+"""Stage 7: the garment keypoints, from renders only, disturbed like the oracle's, so that it also reads what the policy draws."""
 
 from pathlib import Path
 from typing import Any
