@@ -1,10 +1,12 @@
 """`omr-ray data build`: sources to sharded Parquet, on Ray Data, so that a cluster does the same job on any number of rows.
 
-    OUT/config.yaml  dialogues/{train,test}/*.parquet  preferences/{train,test}/*.parquet  rejects/*.parquet  parts/*.json  manifest.json
+    OUT/config.yaml  dialogues/{train,test}/*.parquet  preferences/{train,test}/*.parquet  rejects/*.parquet
+        parts/*.json  duplicates/*.json  manifest.json
 
 Every part of a source is one task, which writes files of its own and then a line in `parts/`: what is held in memory is a
-row group a task, whatever the number of rows. A build that was cut off goes on with the parts that have no such line, and
-the manifest, with all counts, is written last.
+row group a task, whatever the number of rows. When all are written, ids that several parts have are found, and every part
+but the first that has one is done again without it. A build that was cut off goes on with the parts that have no line, and the
+manifest, with all counts, is written last.
 """
 
 from __future__ import annotations
@@ -14,16 +16,21 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+import pyarrow as pa
 import ray
 import yaml
 
 from omr_ray.config.data import DataConfig
 from omr_ray.config.reading import dump
+from omr_ray.data import duplicates
 from omr_ray.data.rows import Counts, importer_of, write_part
 from omr_ray.data.splits import Shares
 from omr_ray.data.store import Folder, read_json
 from omr_ray.progress import Counting
 from omr_ray.types import UserError
+
+PARTS_PER_TASK = 64  # whose ids one task reads
+SHUFFLED_BYTES = 64 * 2**20  # of ids that one task spreads by their hash
 
 
 def build(config: DataConfig, out: str) -> dict[str, Any]:
@@ -33,41 +40,108 @@ def build(config: DataConfig, out: str) -> dict[str, Any]:
     """
     folder = Folder(out)
     _claim(folder, config)
-    todo = list(_parts(config))
+    parts = list(_parts(config))
     done = {name for name, _ in folder.files((".json",), "parts")} if folder.exists("parts") else set()
+    todo = [item for item in parts if item["name"] not in done]
+    if not todo and folder.exists("manifest.json"):
+        return read_json(folder, "manifest.json")
+    folder.delete("manifest.json")
     counts = Counts()
-    with Counting(len(todo), "parts") as progress:
-        for name in sorted(done & {item["name"] for item in todo}):
+    with Counting(len(parts), "parts") as progress:
+        for name in sorted(done & {item["name"] for item in parts}):
             counts.add(read_json(folder, name))
             progress.advance(_figures(counts))
-        for result in _run(config, [item for item in todo if item["name"] not in done], out):
+        for result in _write(config, todo, out):
             counts.add(result)
             progress.advance(_figures(counts))
+    _leave_out_duplicates(config, parts, counts, out)
     _refuse_barren(config, counts)
-    manifest = {"name": config.name, "parts": len(todo), **counts.to_json()}
+    manifest = {"name": config.name, "parts": len(parts), **counts.to_json()}
     folder.write("manifest.json", json.dumps(manifest, indent=1).encode())
     return manifest
 
 
-def _run(config: DataConfig, todo: list[dict[str, Any]], out: str) -> Iterator[dict[str, Any]]:
+def _write(config: DataConfig, todo: list[dict[str, Any]], out: str) -> Iterator[dict[str, Any]]:
     """The counts of every part, in any order, each when it is written."""
     if not todo:
         return
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # the progress is ours to say, and a failed task is raised
-    context.execution_options.preserve_order = False
     dumped = dump(config)
 
     def work(item: dict[str, Any]) -> dict[str, Any]:
-        told = DataConfig.model_validate(yaml.safe_load(dumped))
-        counts = write_part(told, item["source"], item["number"], json.loads(item["part"]), out)
-        Folder(out).write(item["name"], json.dumps(counts).encode())  # last: the part is done
+        told, folder = DataConfig.model_validate(yaml.safe_load(dumped)), Folder(out)
+        left_out = duplicates.left_out(folder, item["name"])
+        if left_out:
+            folder.delete(item["name"])  # first: it is not done until its line is there again
+        counts = write_part(told, item["source"], item["number"], json.loads(item["part"]), out, left_out)
+        folder.write(item["name"], json.dumps(counts).encode())  # last: the part is done
         return {"counts": json.dumps(counts)}
 
+    _prepare_ray()
     dataset = ray.data.from_items(todo, override_num_blocks=len(todo)).map(work, num_cpus=1)
-    for row in dataset.iter_rows():
+    for row in _rows_of(dataset):
         yield json.loads(row["counts"])
+
+
+def _leave_out_duplicates(config: DataConfig, parts: list[dict[str, Any]], counts: Counts, out: str) -> None:
+    """Do those parts again that have a row whose id an earlier part has; `counts` follow."""
+    if len(parts) < 2:
+        return  # no part has an id twice
+    items, again = {item["name"]: item for item in parts}, []
+    for name, found in _with_duplicates(list(items), sum(counts.rows.values()), out):
+        again.append(items[name])
+        counts.remove(found)
+    with Counting(len(again), "parts with duplicate ids") as progress:
+        for result in _write(config, again, out):
+            counts.add(result)
+            progress.advance(_figures(counts))
+
+
+def _with_duplicates(names: list[str], rows: int, out: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and counts of every part that has a row whose id an earlier part has; what it must leave out is noted by then.
+
+    Two shuffles: keys that are equal come together to be compared, then those of one part to be noted.
+    """
+
+    def read(batch: pa.Table) -> Iterator[pa.Table]:
+        for name in batch["name"].to_pylist():
+            yield duplicates.keys_of(Folder(out), name)
+
+    def note(group: pa.Table) -> pa.Table:
+        folder, name = Folder(out), group["part"][0].as_py()
+        duplicates.leave_out(folder, name, group["key"].to_pylist())
+        return pa.table({"name": [name], "counts": [json.dumps(read_json(folder, name))]})
+
+    _prepare_ray()
+    partitions = rows // duplicates.IDS_PER_TASK + 1
+    dataset = (
+        ray.data.from_items([{"name": name} for name in names], override_num_blocks=-(-len(names) // PARTS_PER_TASK))
+        .map_batches(read, batch_size=None, batch_format="pyarrow")
+        .repartition(partitions, keys=["key"])
+        .map_batches(duplicates.later, batch_size=None, batch_format="pyarrow")
+        .groupby("part", num_partitions=partitions)
+        .map_groups(note, batch_format="pyarrow")
+    )
+    for row in _rows_of(dataset):
+        yield row["name"], json.loads(row["counts"])
+
+
+def _prepare_ray() -> None:
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # the progress is ours to say, and a failed task is raised
+    context.execution_options.preserve_order = False
+    context.raise_original_map_exception = True
+    context.shuffle_input_batch_bytes = SHUFFLED_BYTES
+
+
+def _rows_of(dataset: ray.data.Dataset) -> Iterator[dict[str, Any]]:
+    """Its rows, each when it is made; a UserError of a task is raised as one."""
+    try:
+        yield from dataset.iter_rows()
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise UserError(str(error.cause).splitlines()[0]) from None  # Ray puts lines of its own behind it
+        raise
 
 
 def _parts(config: DataConfig) -> Iterator[dict[str, Any]]:

@@ -19,6 +19,7 @@ class Fitting:
     group: str
     prompt: str
     image: str | bytes
+    placed: bool = False  # records.Pair
 
 
 def mismatched(fitting: Sequence[Fitting], side_of: Callable[[str], object], seed: Sequence[int]) -> Iterator[Record]:
@@ -36,7 +37,15 @@ def mismatched(fitting: Sequence[Fitting], side_of: Callable[[str], object], see
         for place in rng.permutation(len(others)) if len(others) < 64 else rng.integers(len(others), size=64):
             other = fitting[others[place]]
             if other.group != item.group and other.prompt != item.prompt:
-                yield Pair(id=item.id, group=item.group, prompt=item.prompt, negative="mismatched", chosen=item.image, rejected=other.image)
+                yield Pair(
+                    id=item.id,
+                    group=item.group,
+                    prompt=item.prompt,
+                    negative="mismatched",
+                    chosen=item.image,
+                    rejected=other.image,
+                    placed=item.placed,
+                )
                 break
         else:
             yield Broken(id=item.id, why=Rejected("no_negative", "every other image at hand may fit the prompt as well"))

@@ -28,6 +28,7 @@ class Pair:
     chosen: str | bytes
     rejected: str | bytes
     split: Split | None = None  # where the source has splits of its own; otherwise the group decides
+    placed: bool = False  # the id is no name, but the place below its source, which another source may have too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +48,7 @@ class Talk:
     intent: str
     turns: tuple[Turn, ...]
     split: Split | None = None
+    placed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

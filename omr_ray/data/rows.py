@@ -7,13 +7,15 @@ so a part that is done again replaces its files and changes nothing else.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from itertools import product
+from typing import Any, get_args
 
 from omr_ray.config.data import AtelierSource, DataConfig, FileSource
 from omr_ray.data import filters
+from omr_ray.data.duplicates import key_of
 from omr_ray.data.filters import Limits, Picture, Rejected
 from omr_ray.data.importers.atelier import Atelier
 from omr_ray.data.importers.deepfashion import DeepFashionInShop, DeepFashionMultiModal
@@ -22,8 +24,8 @@ from omr_ray.data.importers.imagereward import ImageReward
 from omr_ray.data.importers.json_forms import JsonDialogues, JsonPreferences
 from omr_ray.data.importers.pairs import Hpdv2, Hpdv3, PickAPic
 from omr_ray.data.importers.photographs import Photographs
-from omr_ray.data.records import Broken, Importer, Look, Pair, Part, Talk
-from omr_ray.data.splits import Shares, place_of
+from omr_ray.data.records import Broken, Importer, Look, Pair, Part, Record, Talk
+from omr_ray.data.splits import Purpose, Shares, Split, place_of
 from omr_ray.data.store import Folder, Shard
 from omr_ray.types import UserError
 
@@ -62,12 +64,22 @@ class Counts:
     rows: Counter[str] = field(default_factory=Counter)
     rejects: Counter[str] = field(default_factory=Counter)
     pictures: Counter[str] = field(default_factory=Counter)  # source -> images that were decoded, each once a part
-    files: list[str] = field(default_factory=list)
+    files: set[str] = field(default_factory=set)
 
     def add(self, other: Mapping[str, Any]) -> None:
         for name in ("rows", "rejects", "pictures"):
             getattr(self, name).update(other[name])
-        self.files += other["files"]
+        self.files.update(other["files"])
+
+    def remove(self, other: Mapping[str, Any]) -> None:
+        """Take back what was added."""
+        for name in ("rows", "rejects", "pictures"):
+            counter = getattr(self, name)
+            counter.subtract(other[name])
+            for key in other[name]:
+                if not counter[key]:
+                    del counter[key]
+        self.files.difference_update(other["files"])
 
     def to_json(self) -> dict[str, Any]:
         counters = {"rows": self.rows, "rejects": self.rejects, "pictures": self.pictures}
@@ -109,15 +121,22 @@ class Pictures:
             raise Rejected("image_unreadable", f"{name:.200}: {' '.join(str(error).split())[:120]}") from None
 
 
-def write_part(config: DataConfig, index: int, number: int, part: Part, out: str) -> dict[str, Any]:
-    """Part `number` of source `index`: writes its files below `out`, and returns its Counts as JSON."""
+def write_part(
+    config: DataConfig, index: int, number: int, part: Part, out: str, left_out: Collection[str] = frozenset()
+) -> dict[str, Any]:
+    """Part `number` of source `index`: writes its files below `out`, and returns its Counts as JSON.
+
+    `left_out`: keys (duplicates.key_of) of rows that an earlier part has.
+    """
     source = config.sources[index]
     shares = Shares(**config.split.model_dump())
     importer = importer_of(source, shares)
     limits = Limits(**config.filters.model_dump(exclude={"missing_images"}))
     pictures = Pictures(getattr(importer, "folder", None), limits)
+    place = f"{index:02d}-{importer.name}"
     maker = _Rows(
         source=importer.name,
+        place=place,
         license=getattr(source, "license", None) or importer.license,
         limits=limits,
         shares=shares,
@@ -125,47 +144,57 @@ def write_part(config: DataConfig, index: int, number: int, part: Part, out: str
         look=pictures,
     )
     folder, counts, shards = Folder(out), Counts(), dict[str, Shard]()
+    file = f"{place}-{number:06d}.parquet"
     with ExitStack() as stack:
-        for table, row, size in maker.rows(importer.records(part, pictures)):
-            place = [row["split"], row["purpose"]] if "split" in row else []
-            name = "/".join([table, *place, f"{index:02d}-{importer.name}-{number:06d}.parquet"])
+        for table, row, size in maker.rows(importer.records(part, pictures), left_out):
+            where = [table, row["split"], row["purpose"]] if "split" in row else [table]
+            name = "/".join([*where, file])
             if name not in shards:
                 shards[name] = stack.enter_context(Shard(folder, name, table))
             shards[name].add(row, size)
             if table == "rejects":
                 counts.rejects[f"{importer.name}/{row['reason']}"] += 1
             else:
-                counts.rows["/".join([importer.name, table, *place, row.get("negative", "")]).rstrip("/")] += 1
+                counts.rows["/".join([importer.name, *where, row.get("negative", "")]).rstrip("/")] += 1
+    for table, split, purpose in product({key.split("/")[0] for key in left_out}, get_args(Split), get_args(Purpose)):
+        name = f"{table}/{split}/{purpose}/{file}"
+        if name not in shards:
+            folder.delete(name)  # of the time before, when it had rows that are all left out now
     counts.pictures[importer.name] += pictures.looked_at
-    counts.files = list(shards)
+    counts.files = set(shards)
     return counts.to_json()
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Rows:
     source: str
+    place: str  # of the source among those of the build, which no other has
     license: str
     limits: Limits
     shares: Shares
     keep_missing: bool
     look: Look
 
-    def rows(self, records: Iterable[Pair | Talk | Broken]) -> Iterable[tuple[str, dict[str, Any], int]]:
-        """(table, row, bytes of its images) for every record, a reject being a row too. Ids are unique here."""
-        seen: set[tuple[type, str]] = set()
+    def rows(self, records: Iterable[Record], left_out: Collection[str]) -> Iterable[tuple[str, dict[str, Any], int]]:
+        """(table, row, bytes of its images) for every record, a reject being a row too. Ids are unique here, and not in `left_out`."""
+        seen = set(left_out)
         for record in _guarded(records):
             try:
                 if isinstance(record, Broken):
                     raise record.why
-                if (type(record), record.id) in seen:
-                    raise Rejected("duplicate_id", "another record has this id")
-                seen.add((type(record), record.id))
-                table, row = ("preferences", self._pair(record)) if isinstance(record, Pair) else ("dialogues", self._talk(record))
+                table, id_ = "preferences" if isinstance(record, Pair) else "dialogues", self._id(record)
+                if key_of(table, id_) in seen:
+                    raise Rejected("duplicate_id", f"an earlier row of {table} has the id {id_:.200}")
+                row = self._pair(record) if isinstance(record, Pair) else self._talk(record)
+                seen.add(key_of(table, id_))
                 images = [row["chosen"], row["rejected"]] if table == "preferences" else [turn["target"] for turn in row["rounds"]]
                 yield table, row, sum(len(image["bytes"]) for image in images if image)
             except Rejected as why:
                 told = {"id": _storable(record.id), "reason": why.reason, "detail": _storable(str(why))}
                 yield "rejects", {"source": self.source, **told}, 0
+
+    def _id(self, record: Pair | Talk) -> str:
+        return filters.clean_text(f"{self.place}/{record.id}" if record.placed else record.id, self.limits)
 
     def _pair(self, pair: Pair) -> dict[str, Any]:
         prompt = filters.clean_prompt(pair.prompt, self.limits)
@@ -188,7 +217,7 @@ class _Rows:
         group = filters.clean_text(record.group, self.limits)
         place = place_of(group, self.shares)
         return {
-            "id": filters.clean_text(record.id, self.limits),
+            "id": self._id(record),
             "source": self.source,
             "group": group,
             "split": record.split or place.split,
@@ -205,7 +234,7 @@ class _Rows:
             raise
 
 
-def _guarded(records: Iterable[Pair | Talk | Broken]) -> Iterator[Pair | Talk | Broken]:
+def _guarded(records: Iterable[Record]) -> Iterator[Record]:
     """A file that cannot be read, or has other columns, is one reject: the rest of the build goes on."""
     try:
         yield from records

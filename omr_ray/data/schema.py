@@ -25,7 +25,7 @@ IMAGE = pa.struct(
 )
 
 ORIGIN = [
-    pa.field("id", pa.string(), nullable=False),  # unique within its source
+    pa.field("id", pa.string(), nullable=False),  # unique within its table
     pa.field("source", pa.string(), nullable=False),  # "imagereward", "fashioniq", ...
     pa.field("group", pa.string(), nullable=False),  # prompt or product: never in two splits
     pa.field("split", pa.string(), nullable=False),  # "train" or "test"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatch
@@ -19,6 +20,7 @@ from omr_ray.data import schema
 from omr_ray.types import UserError
 
 ROW_GROUP_BYTES = 32 * 2**20  # what a writer holds, and what a reader has to: rows carry images
+REACHABLE = "see that it can be reached (bucket, endpoint, credentials, rights)"
 
 
 class Folder:
@@ -34,26 +36,33 @@ class Folder:
         except (pa.ArrowInvalid, OSError, ValueError) as error:
             raise UserError(f"{path}: no such place ({_line(error)}); give a directory, s3://bucket/path or gs://bucket/path") from None
         self.root = self.root.rstrip("/") or "/"
+        self._place = self.path  # as a message names it: without credentials and options
+        if "://" in self.path:
+            self._place = re.sub(r"://[^/@]*@", "://", self.path).partition("?")[0]
 
     def at(self, name: str) -> str:
         return f"{self.root}/{name}"
 
     def shown(self, name: str) -> str:
         """The path of a file as the user would write it."""
-        return f"{self.path.rstrip('/')}/{name}"
+        return f"{self._place.rstrip('/')}/{name}"
 
     def exists(self, name: str) -> bool:
-        return self.fs.get_file_info(self.at(name)).type != fs.FileType.NotFound
+        """Raises UserError where that cannot be known: a bucket's server may be down."""
+        try:
+            return self.fs.get_file_info(self.at(name)).type != fs.FileType.NotFound
+        except OSError as error:
+            raise UserError(f"{self.shown(name)}: cannot be looked up ({_line(error)}); {REACHABLE}") from None
 
     def files(self, suffixes: Sequence[str], under: str = "") -> list[tuple[str, int]]:
         """Names, sorted, and sizes of the files below `under`, hidden ones left out. Raises UserError where there is no such folder."""
-        base = self.at(under) if under else self.root
+        base, shown = (self.at(under), self.shown(under)) if under else (self.root, self._place)
         try:
             found = self.fs.get_file_info(fs.FileSelector(base, recursive=True))
         except FileNotFoundError:
-            raise UserError(
-                f"{self.shown(under) if under else self.path}: no such directory; set the source's path to where it lies"
-            ) from None
+            raise UserError(f"{shown}: no such directory; set the source's path to where it lies") from None
+        except OSError as error:
+            raise UserError(f"{shown}: cannot be listed ({_line(error)}); {REACHABLE}") from None
         names = [(info.path[len(self.root) + 1 :], info.size) for info in found if info.type == fs.FileType.File]
         return sorted((name, size) for name, size in names if name.lower().endswith(tuple(suffixes)) and "/." not in f"/{name}")
 
@@ -71,6 +80,15 @@ class Folder:
         except OSError as error:
             raise UserError(f"{self.shown(name)}: cannot be read ({_line(error)})") from None
 
+    def delete(self, name: str) -> None:
+        """Nothing happens where there is no such file."""
+        try:
+            self.fs.delete_file(self.at(name))
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise UserError(f"{self.shown(name)}: cannot be deleted ({_line(error)}); {REACHABLE}") from None
+
     def write(self, name: str, content: bytes) -> None:
         """The old file or the whole new one, never half of it."""
         with Replacing(self, name) as opened:
@@ -80,38 +98,41 @@ class Folder:
 class Replacing:
     """A file that appears under its name when it is complete; where writing fails, the old one stays.
 
-    On a disk it is written beside its place and renamed; on a bucket it appears when the upload ends. A bucket closes a
-    stream that is given up on, so what came of it is deleted.
+    It is written beside its place and then moved there: on a disk by a rename, in a bucket by a copy that the server makes
+    (S3: of 5 GB at most). A bucket's stream cannot be given up: whatever was sent becomes a file when it is closed, which
+    therefore never has the final name.
     """
 
     def __init__(self, folder: Folder, name: str) -> None:
-        self._folder, self._target = folder, folder.at(name)
-        self._local = isinstance(folder.fs, fs.LocalFileSystem)
-        self._path = f"{self._target}.part" if self._local else self._target
+        self._folder, self._name = folder, name
         self._shown = folder.shown(name)
 
     def __enter__(self) -> pa.NativeFile:
+        target = self._folder.at(self._name)
         try:
-            if self._local:
-                self._folder.fs.create_dir(self._target.rsplit("/", 1)[0], recursive=True)
-            self._opened = self._folder.fs.open_output_stream(self._path)
+            if isinstance(self._folder.fs, fs.LocalFileSystem):
+                self._folder.fs.create_dir(target.rsplit("/", 1)[0], recursive=True)
+            self._opened = self._folder.fs.open_output_stream(f"{target}.part")
         except OSError as error:
-            raise UserError(f"{self._shown}: cannot be written ({_line(error)}); give a directory that can be written to") from None
+            raise UserError(f"{self._shown}: cannot be written ({_line(error)}); give a place that can be written to") from None
         return self._opened
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        target = self._folder.at(self._name)
         try:
+            self._opened.close()
             if error is None:
-                self._opened.close()
-                if self._local:
-                    self._folder.fs.move(self._path, self._target)
+                self._folder.fs.move(f"{target}.part", target)
             else:
-                self._opened.close()
-                self._folder.fs.delete_file(self._path)
+                self._folder.fs.delete_file(f"{target}.part")
         except OSError as fault:
-            raise UserError(f"{self._shown}: cannot be written ({_line(fault)}); free some space and start again") from None
+            raise self._failed(fault) from None
         if isinstance(error, OSError):
-            raise UserError(f"{self._shown}: cannot be written ({_line(error)}); free some space and start again") from None
+            raise self._failed(error) from None
+
+    def _failed(self, error: OSError) -> UserError:
+        remedy = "see that there is space and that the place can be reached, or lower records_per_part, and start again"
+        return UserError(f"{self._shown}: cannot be written ({_line(error)}); {remedy}")
 
 
 class Shard:

@@ -61,6 +61,44 @@ def test_a_build_counts_every_row_and_goes_on_where_it_stopped(tmp_path):
     assert page.count("data:image/jpeg;base64,") > 20 and "atelier" in page and "no image" in page
 
 
+def written(path, files, ids):
+    """A source of preferences: `files` files with as many pairs as there are `ids`, which say where they stand."""
+    path.mkdir()
+    for file in range(files):
+        records = [
+            {"id": id_.format(file), "prompt": f"{path.name} {file} {n}", "images": ["0.png", "1.png"], "labels": [1, 0]}
+            for n, id_ in enumerate(ids)
+        ]
+        (path / f"{file}.json").write_text(json.dumps(records))
+    return {"kind": "json_preferences", "path": str(path)}
+
+
+@pytest.mark.parametrize("partitions", [1, 3])
+def test_of_rows_with_one_id_the_first_part_of_the_first_source_keeps_its_own(tmp_path, monkeypatch, partitions):
+    monkeypatch.setattr("omr_ray.data.duplicates.IDS_PER_TASK", 10 if partitions == 3 else 1000)
+    sources = [written(tmp_path / "a", 4, ["a{}", "both", "c{}"]), written(tmp_path / "b", 4, ["c{}", "b{}", "a{}"])]
+    settings, out = config(sources=sources, records_per_part=3), tmp_path / "out"
+    manifest = build(settings, str(out))
+    found = {row["id"]: row["prompt"] for row in StoredTable(str(out), "preferences").rows(["id", "prompt"])}
+    kept = {f"{id_}{n}": f"a {n} {place}" for n in range(4) for id_, place in (("a", 0), ("c", 2))}
+    assert found == kept | {"both": "a 0 1"} | {f"b{n}": f"b {n} 1" for n in range(4)}
+    assert manifest["rejects"] == {"json_preferences/duplicate_id": 3 + 8} and sum(manifest["rows"].values()) == len(found) == 13
+    rejects = [(row["id"], row["reason"]) for row in StoredTable(str(out), "rejects").rows()]
+    assert sorted(rejects) == sorted((id_, "duplicate_id") for id_ in ["both"] * 3 + [f"{id_}{n}" for n in range(4) for id_ in "ac"])
+
+    before = {file: file.read_bytes() for file in sorted(out.rglob("*.parquet"))}
+    assert sorted(manifest["files"]) == [str(file.relative_to(out)) for file in before]
+    for name in ("parts/00-json_preferences-000000.json", "parts/01-json_preferences-000002.json", "manifest.json"):
+        (out / name).unlink()  # a part that keeps rows, and one that leaves some out
+    assert build(settings, str(out)) == manifest
+    (out / "manifest.json").unlink()
+    for file in (out / "duplicates").iterdir():
+        file.unlink()
+    (out / "parts/01-json_preferences-000001.json").unlink()  # as if it had been cut off before duplicates were looked for
+    assert build(settings, str(out)) == manifest
+    assert {file: file.read_bytes() for file in sorted(out.rglob("*.parquet"))} == before
+
+
 def test_a_source_of_which_nothing_comes_is_one_line(tmp_path):
     (tmp_path / "s").mkdir()
     (tmp_path / "s/all.json").write_text(json.dumps([{"prompt": "a", "images": ["0.png", "1.png"], "labels": [1, 0]}]))

@@ -50,7 +50,7 @@ class JsonDialogues:
         turns = tuple(self._turn(name, value) for value in rounds)
         id_ = str(item.get("id") or name.removesuffix(".json"))
         intent = str(item.get("intent") or turns[-1].prompt)
-        return Talk(id=id_, group=intent, intent=intent, turns=turns)
+        return Talk(id=id_, group=intent, intent=intent, turns=turns, placed=not item.get("id"))
 
     def _turn(self, name: str, value: Any) -> Turn:
         (prompt,) = fields(value, prompt=str)
@@ -88,4 +88,5 @@ class JsonPreferences:
             negative=str(item.get("negative") or "ranked"),
             chosen=images[first],
             rejected=images[1 - first],
+            placed=not item.get("id"),
         )

@@ -33,9 +33,7 @@ class PickAPic:
                 images = (row["jpg_0"], row["jpg_1"]) if first == 0 else (row["jpg_1"], row["jpg_0"])
                 if not all(isinstance(image, bytes) for image in images):
                     raise Rejected("image_missing", "jpg_0 and jpg_1 must both hold an image")
-                yield Pair(
-                    id=id_, group=str(row["caption"]), prompt=row["caption"], negative="ranked", chosen=images[0], rejected=images[1]
-                )
+                yield _pair(id_, row["caption"], *images)
             except Rejected as why:
                 yield Broken(id=id_, why=why)
 
@@ -57,7 +55,7 @@ class Hpdv2:
         if len(paths) != 2 or len(labels) != 2 or not all(isinstance(path, str) for path in paths):
             raise Rejected("malformed", f"two paths and two preferences were expected, got {len(paths)} and {len(labels)}")
         first = preferred(*labels)
-        yield Pair(id=id_, group=prompt, prompt=prompt, negative="ranked", chosen=paths[first], rejected=paths[1 - first])
+        yield _pair(id_, prompt, paths[first], paths[1 - first])
 
 
 class Hpdv3(Hpdv2):
@@ -65,7 +63,11 @@ class Hpdv3(Hpdv2):
 
     def _record(self, id_: str, item: object) -> Iterator[Record]:
         prompt, better, worse = json_stream.fields(item, prompt=str, path1=str, path2=str)
-        yield Pair(id=id_, group=prompt, prompt=prompt, negative="ranked", chosen=better, rejected=worse)
+        yield _pair(id_, prompt, better, worse)
+
+
+def _pair(place: str, prompt: str, better: str | bytes, worse: str | bytes) -> Pair:
+    return Pair(id=place, group=str(prompt), prompt=prompt, negative="ranked", chosen=better, rejected=worse, placed=True)
 
 
 def preferred(label_0: object, label_1: object) -> int:

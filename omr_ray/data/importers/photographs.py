@@ -72,7 +72,7 @@ class Photographs:
             place = place_of(group, self.shares)
             photographs.append(Photograph(name=name, noun=noun, garment=colors.garment, background=colors.background, place=place))
         yield from _dialogues(photographs)
-        fitting = [Fitting(id=item.name, group=item.prompt, prompt=item.prompt, image=item.name) for item in photographs]
+        fitting = [Fitting(id=item.name, group=item.prompt, prompt=item.prompt, image=item.name, placed=True) for item in photographs]
         yield from mismatched(fitting, lambda group: place_of(group, self.shares), [len(fitting)])
 
 
@@ -95,7 +95,7 @@ def _dialogues(photographs: Sequence[Photograph]) -> Iterator[Record]:
         else:
             wish = f"make it {last.garment}, before a {last.background} background"
         turns.append(Turn(utterance=wish, prompt=last.prompt, target=last.name))
-        yield Talk(id=last.name, group=last.prompt, intent=last.prompt, turns=tuple(turns))
+        yield Talk(id=last.name, group=last.prompt, intent=last.prompt, turns=tuple(turns), placed=True)
 
 
 def _drawn(photographs: Sequence[Photograph], rng: np.random.Generator) -> str:
