@@ -18,7 +18,7 @@ def test_every_file_of_the_concept_table_exists_and_cites_its_paper():
 
 def test_every_top_level_module_is_in_the_tree_and_the_other_way_round():
     tree = README.split("```\nomr_ray/\n")[1].split("```")[0].split("\njobs/")[0]
-    named = {line.split()[0].rstrip("/") for line in tree.splitlines() if line.startswith("  ")}
+    named = {line.split()[0].rstrip("/") for line in tree.splitlines() if re.match(r"  \S", line)}
     found = {path.name for path in (ROOT / "omr_ray").iterdir() if path.name not in ("__init__.py", "__pycache__")}
     assert named == found
 
