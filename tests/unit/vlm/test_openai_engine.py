@@ -116,9 +116,9 @@ def test_retry_after_is_honoured():
 def test_a_request_has_a_time_limit_however_the_answer_comes(fault):
     start = time.monotonic()
     with server(fault) as (url, requests):
-        with pytest.raises(NoAnswer, match=r"/v1/chat/completions: no answer within 1 s"):
-            complete(url, timeout_s=1, attempts=2)
-        assert time.monotonic() - start < 10
+        with pytest.raises(NoAnswer, match=r"/v1/chat/completions: no answer within 2 s"):
+            complete(url, timeout_s=2, attempts=2)
+        assert time.monotonic() - start < 25
     assert len(requests) == 2
 
 
