@@ -29,7 +29,7 @@ from omr_ray.diffusion.policy import Policy
 from omr_ray.diffusion.pose import heat_maps
 from omr_ray.diffusion.sampler import MultiRoundSampler
 
-BUDGET = Budget(steps=2000, batch=32, learning_rate=5e-4, ema_decay=0.99)
+BUDGET = Budget(steps=2000, batch=32, learning_rate=1e-3, ema_decay=0.99)
 NO_POSE = 0.1  # share of rows without any keypoint: an empty pose is to ask for nothing
 SIDE = 64
 EMBEDDING = (16, 32, 64)  # channels on the way from the heat maps' 64 x 64 to the latent's 16 x 16
@@ -42,6 +42,8 @@ def build_controlnet(unet: Any) -> Any:
     config = {name: value for name, value in made.config.items() if not name.startswith("_")}
     controlnet: Any = ControlNetModel.from_config(config | {"addition_embed_type_num_heads": unet.config.addition_embed_type_num_heads})
     controlnet.load_state_dict(made.state_dict())
+    # Zero at both ends, it would take hundreds of steps before the pose is heard at all; zero at its outputs is enough to begin as nothing.
+    controlnet.controlnet_cond_embedding.conv_out.reset_parameters()
     return controlnet
 
 

@@ -16,7 +16,7 @@ from omr_ray.atelier.stages.oracle import disturb
 from omr_ray.atelier.stages.renders import make_posed_renders, to_float
 from omr_ray.atelier.world import random_scene
 
-BUDGET = Budget(steps=1600, batch=32, learning_rate=3e-3, weight_decay=0.02)
+BUDGET = Budget(steps=1200, batch=32, learning_rate=3e-3, weight_decay=0.02)
 RENDERS = 12_000
 SEEN_WEIGHT = 2.0
 
