@@ -123,6 +123,7 @@ class Batch:
     prompt_ids: np.ndarray  # i64 [N E L]
     rounds: np.ndarray  # i64 [N]
     prompts: np.ndarray  # str [N]
+    siblings: np.ndarray  # f32 [N F], the mean direction of the features of the other samples of the round (OMR eq. 6)
     oldest_version: int
 
     def __post_init__(self) -> None:

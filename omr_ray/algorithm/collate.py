@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from omr_ray.algorithm.advantage import Baseline, group_advantages, return_to_go
+from omr_ray.rewards.diversity import mean_of_others
 from omr_ray.types import Batch, RoundPairs, ScoredRollout, Trajectory
 
 
@@ -24,26 +25,28 @@ def advantages(scored: ScoredRollout, *, baseline: Baseline, discount: float | N
 
 def collate(scored: Sequence[ScoredRollout], *, baseline: Baseline, discount: float | None) -> Batch | None:
     """All stored steps of all samples whose score is known, as one Batch; None if there is no such sample."""
-    rows: list[tuple[Trajectory, int, float]] = []
+    rows: list[tuple[Trajectory, int, float, np.ndarray]] = []
     for rollout in scored:
         values = advantages(rollout, baseline=baseline, discount=discount)
         for siblings, credits in zip(rollout.rollout.trajectories, values, strict=True):
-            for trajectory, credit in zip(siblings, credits, strict=True):
+            others = mean_of_others(np.stack([trajectory.features for trajectory in siblings]))
+            for trajectory, credit, other in zip(siblings, credits, others, strict=True):
                 if np.isfinite(credit):
-                    rows.extend((trajectory, step, float(credit)) for step in range(len(trajectory.timesteps)))
+                    rows.extend((trajectory, step, float(credit), other) for step in range(len(trajectory.timesteps)))
     if not rows:
         return None
     return Batch(
-        latents=np.stack([t.latents[s] for t, s, _ in rows]),
-        next_latents=np.stack([t.next_latents[s] for t, s, _ in rows]),
-        timesteps=np.array([t.timesteps[s] for t, s, _ in rows], dtype=np.int64),
-        previous_timesteps=np.array([t.previous_timesteps[s] for t, s, _ in rows], dtype=np.int64),
-        log_probs=np.array([t.log_probs[s] for t, s, _ in rows], dtype=np.float32),
-        advantages=np.array([credit for _, _, credit in rows], dtype=np.float32),
-        prompt_ids=np.stack([t.prompt_ids for t, _, _ in rows]),
-        rounds=np.array([t.round for t, _, _ in rows], dtype=np.int64),
-        prompts=np.array([t.prompt for t, _, _ in rows]),
-        oldest_version=min(t.policy_version for t, _, _ in rows),
+        latents=np.stack([t.latents[s] for t, s, *_ in rows]),
+        next_latents=np.stack([t.next_latents[s] for t, s, *_ in rows]),
+        timesteps=np.array([t.timesteps[s] for t, s, *_ in rows], dtype=np.int64),
+        previous_timesteps=np.array([t.previous_timesteps[s] for t, s, *_ in rows], dtype=np.int64),
+        log_probs=np.array([t.log_probs[s] for t, s, *_ in rows], dtype=np.float32),
+        advantages=np.array([credit for _, _, credit, _ in rows], dtype=np.float32),
+        prompt_ids=np.stack([t.prompt_ids for t, *_ in rows]),
+        rounds=np.array([t.round for t, *_ in rows], dtype=np.int64),
+        prompts=np.array([t.prompt for t, *_ in rows]),
+        siblings=np.stack([other for *_, other in rows]),
+        oldest_version=min(t.policy_version for t, *_ in rows),
     )
 
 

@@ -94,6 +94,9 @@ class Ppo(Config):
         0.0, description="weight of -R_MI through the one-step x0 of the stored steps, beside the ratio (Algorithm 1, lines 7 to 14)"
     )
     reward_cap: float | None = Field(None, description="an image whose score is above is not pushed on: without it, siblings grow alike")
+    diversity_gradient: NonNegativeFloat = Field(
+        0.0, description="weight of -R_div through the same x0: without it, a strong preference makes siblings alike"
+    )
 
 
 class Refl(Config):
@@ -102,6 +105,7 @@ class Refl(Config):
     type: Literal["refl"] = "refl"
     reward_gradient: ClassVar[float] = 1.0
     reward_cap: float | None = Field(None, description="as in ppo")
+    diversity_gradient: NonNegativeFloat = Field(0.0, description="as in ppo")
     kl_weight: NonNegativeFloat = 0.0
     passes: PositiveInt = 1
     minibatches: PositiveInt = 1

@@ -12,9 +12,8 @@ NOISE_LEVEL = 0.02  # share of the training schedule: low, because the latents a
 GRID = 4  # a feature is the mean activation of each cell of a GRID x GRID raster
 
 
-@torch.no_grad()
 def features(policy: Policy, latents: Tensor) -> Tensor:
-    """Clean latents [N C H W] to f(z), float32 [N F]: what the UNet's last convolution sees, pooled to a 4 x 4 grid.
+    """Clean latents [N C H W] to f(z), float32 [N F]: what the UNet's last convolution sees, pooled to a 4 x 4 grid. Differentiable.
 
     It is taken from the frozen base (adapter off), with the empty prompt, at a fixed small timestep: a feature that the
     policy can move would be a reward that it can hack. The paper says only that f is "the feature"; this is our reading.

@@ -36,6 +36,7 @@ DIAGNOSTICS = {
     "grad_norm": "Gradient norm",
     "policy_loss": "Policy loss",
     "one_step_reward": "Preference of the one-step x0",
+    "one_step_diversity": "Distance of the one-step x0 from its siblings",
     "noise_loss": "Multi-round loss",
     "first_ratio_deviation": "Ratio off 1 before the update",
     "dropped_rows": "Rows left out",

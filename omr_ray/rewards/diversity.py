@@ -12,6 +12,17 @@ def diversity(features: np.ndarray) -> float:
     return float(np.mean(diversity_credits(features)))
 
 
+def mean_of_others(features: np.ndarray) -> np.ndarray:
+    """For each sample the mean direction of the others, float32 [N F]: 1 - its dot product with f(z_i) / |f(z_i)| is the credit below.
+
+    Zero where there is no other that has a direction.
+    """
+    directions = np.nan_to_num(unit(features), nan=0.0)
+    known = directions.any(-1)
+    others = known.sum() - known
+    return ((directions.sum(0) - directions) / np.maximum(others, 1)[:, None]).astype(np.float32)
+
+
 def diversity_credits(features: np.ndarray) -> np.ndarray:
     """What each sample adds to OMR eq. 6: the mean over the others of 1 - cosine, float64 [N]. Their mean is eq. 6.
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from omr_ray.algorithm.gaussian import ddim_mean_and_sigma, log_prob
 from omr_ray.algorithm.ppo import clipped_policy_loss, gaussian_kl
-from omr_ray.algorithm.refl import one_step_reward, refl_loss
+from omr_ray.algorithm.refl import distance_from_siblings, one_step_reward, refl_loss
 from omr_ray.config.run import Ppo, RunConfig
+from omr_ray.diffusion.features import features
 from omr_ray.diffusion.policy import Policy
 from omr_ray.diffusion.rounds import policy_round_losses
 from omr_ray.types import Batch, RoundPairs
@@ -57,7 +58,7 @@ def shares(rows: np.ndarray, *, rank: int, ranks: int, micro_batch: int) -> Iter
 
 def finite_rows(batch: Batch) -> Batch:
     """The rows in which every number is finite."""
-    arrays = (batch.latents, batch.next_latents, batch.log_probs, batch.advantages)
+    arrays = (batch.latents, batch.next_latents, batch.log_probs, batch.advantages, batch.siblings)
     finite = np.logical_and.reduce([np.isfinite(array.reshape(len(batch), -1)).all(1) for array in arrays])
     return batch if finite.all() else batch.take(np.flatnonzero(finite))
 
@@ -113,6 +114,19 @@ class Objective(nn.Module):
                 lambda *_: output, policy.decode, lambda images: score(images, prompts), latents, t, text, alphas, kind
             )
             losses, values["reward"] = losses + algorithm.reward_gradient * refl_loss(reward, algorithm.reward_cap), reward.detach()
+        if algorithm.diversity_gradient > 0:
+            siblings = torch.from_numpy(np.array(batch.siblings)).to(device)
+            distance = one_step_reward(
+                lambda *_: output,
+                lambda x0: features(policy, x0),
+                lambda found: distance_from_siblings(found, siblings),
+                latents,
+                t,
+                text,
+                alphas,
+                kind,
+            )
+            losses, values["diversity"] = losses + algorithm.diversity_gradient * refl_loss(distance), distance.detach()
         values["policy_loss"] = losses.detach()
         if algorithm.kl_weight > 0:
             with torch.no_grad(), policy.adapter_off():

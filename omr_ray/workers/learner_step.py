@@ -19,7 +19,7 @@ from omr_ray.workers.learner_engine import AdapterEngine
 from omr_ray.workers.learner_objective import Objective, PairPart, RewardPart, Score, finite_rows, shares
 from omr_ray.workers.loading import policy_from, reward_model_from
 
-MEANS = {"policy_loss": "policy_loss", "kl": "kl", "ratio": "ratio_mean", "clipped": "clip_fraction", "reward": "one_step_reward"}
+MEANS = {"ratio": "ratio_mean", "clipped": "clip_fraction", "reward": "one_step_reward", "diversity": "one_step_diversity"}
 
 
 class LearnerRank:

@@ -11,6 +11,8 @@ import torch
 
 from omr_ray.algorithm.gaussian import log_prob
 from omr_ray.config.run import Learner, RunConfig
+from omr_ray.diffusion.features import features
+from omr_ray.rewards.diversity import mean_of_others
 from omr_ray.types import Batch, Dialogue, LearnerState, Round, RoundPairs, UserError
 from omr_ray.workers.learner import LearnerGroup, LearnerWorker
 from omr_ray.workers.learner_engine import deepspeed_config, join_group, leave_group
@@ -81,6 +83,7 @@ def batch_for(model, rows=7, advantages=None) -> Batch:
         prompt_ids=policy.tokenize(prompts),
         rounds=np.ones(rows, dtype=np.int64),
         prompts=np.array(prompts),
+        siblings=mean_of_others(features(policy, torch.from_numpy(latents)).detach().numpy()),
         oldest_version=0,
     )
 
@@ -147,6 +150,7 @@ def test_the_first_ratio_of_real_rollouts_is_one(model, alone):
         prompt_ids=np.repeat(np.stack([t.prompt_ids for t in made]), 3, axis=0),
         rounds=np.repeat([t.round for t in made], 3),
         prompts=np.repeat([t.prompt for t in made], 3),
+        siblings=np.zeros((3 * len(made), 1), np.float32),
         oldest_version=0,
     )
     _, metrics = after(run, None, (batch, None, 1))
@@ -185,6 +189,15 @@ def test_refl_raises_the_reward_it_descends(model, alone, tmp_path):
     learner, batch = LearnerRank(run, None, "cpu"), batch_for(model, 4)
     rewards = [learner.step(batch, None, step)["one_step_reward"] for step in range(1, 9)]
     assert rewards[-1] > rewards[0] + 1e-3
+
+
+def test_the_diversity_gradient_parts_the_siblings(model, alone, tmp_path):
+    rewards = {"preference": {"path": str(make_tiny_qwen(tmp_path / "qwen"))}}
+    algorithm = {"type": "refl", "diversity_gradient": 1e4}  # the tiny network's score must not count beside it
+    learner = LearnerRank(config(model, algorithm=algorithm, rewards=rewards, learner={"learning_rate": 2e-2}), None, "cpu")
+    batch = batch_for(model, 4)
+    distances = [learner.step(batch, None, step)["one_step_diversity"] for step in range(1, 9)]
+    assert distances[-1] > 1.01 * distances[0] > 0
 
 
 def test_ppo_with_the_reward_gradient_is_the_sum_of_both(model, alone, tmp_path):
@@ -266,6 +279,7 @@ def test_finite_rows_keeps_the_order():
         prompt_ids=np.zeros((3, 1, 1), np.int64),
         rounds=np.ones(3, np.int64),
         prompts=np.array(["a", "b", "c"]),
+        siblings=np.zeros((3, 1), np.float32),
         oldest_version=0,
     )
     assert finite_rows(batch).timesteps.tolist() == [1, 3]

@@ -12,7 +12,7 @@ ALLOWED = {
     "config": {"types"},
     "tracking": {"types"},
     "weights": {"types"},
-    "algorithm": {"types"},
+    "algorithm": {"types", "rewards"},  # what an update ascends is made of the rewards' own terms
     "rewards": {"types"},
     "diffusion": {"types", "weights", "algorithm", "rewards"},
     "vlm": {"types", "config", "weights", "algorithm", "rewards"},

@@ -1,6 +1,6 @@
 import torch
 
-from omr_ray.algorithm.refl import one_step_reward, refl_loss
+from omr_ray.algorithm.refl import distance_from_siblings, one_step_reward, refl_loss
 
 ALPHAS = torch.tensor([0.96, 0.64, 0.36])
 
@@ -33,3 +33,12 @@ def test_above_the_cap_nothing_is_pushed_on():
     torch.testing.assert_close(loss, torch.tensor([-0.5, -0.6, 1.0]))
     loss.sum().backward()
     assert reward.grad.tolist() == [-1, 0, -1]
+
+
+def test_the_distance_from_siblings_by_hand():
+    # cos with (0, 1) of (3, 4) is 0.8; its gradient is (0, 1) / 5 - 0.8 (0.6, 0.8) / 5
+    features = torch.tensor([[3.0, 4.0], [1.0, 0.0]], requires_grad=True)
+    distance = distance_from_siblings(features, torch.tensor([[0.0, 1.0], [0.5, 0.5]]))
+    torch.testing.assert_close(distance, torch.tensor([0.2, 0.5]))
+    refl_loss(distance).sum().backward()
+    torch.testing.assert_close(features.grad, torch.tensor([[-0.096, 0.072], [0.0, 0.5]]))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from omr_ray.rewards.consistency import consistency, consistency_credits
-from omr_ray.rewards.diversity import diversity, diversity_credits
+from omr_ray.rewards.diversity import diversity, diversity_credits, mean_of_others
 from omr_ray.rewards.mutual_information import infonce, infonce_credits
 
 ROOT = 0.5**0.5
@@ -56,3 +56,16 @@ def test_infonce_by_hand():
     assert infonce(scores) == pytest.approx(np.log(1.5))
     assert infonce(np.zeros((4, 4))) == pytest.approx(0)
     assert infonce(1000 * np.eye(4)) == pytest.approx(np.log(4))  # the bound's ceiling, without overflow
+
+
+def test_the_mean_direction_of_the_others_by_hand():
+    others = mean_of_others(np.array([[3.0, 0.0], [0.0, 2.0], [0.0, 0.0], [-1.0, 0.0]]))  # the third has no direction
+    np.testing.assert_allclose(others, [[-0.5, 0.5], [0, 0], [0, 1 / 3], [0.5, 0.5]], atol=1e-7)
+    assert others.dtype == np.float32
+    assert mean_of_others(np.ones((1, 2))).tolist() == [[0, 0]]
+
+
+def test_the_distance_from_the_others_is_the_credit():
+    features = np.random.default_rng(0).standard_normal((5, 7))
+    directions = features / np.linalg.norm(features, axis=1, keepdims=True)
+    np.testing.assert_allclose(1 - (directions * mean_of_others(features)).sum(1), diversity_credits(features), atol=1e-6)
