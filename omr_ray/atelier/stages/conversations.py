@@ -94,13 +94,11 @@ class Conversations:
         return _example("route", ROUTE(history=talk.history, latest=latest), reply="words" if asks else "picture")
 
     def in_words(self, rounds: int, rng: np.random.Generator) -> Example:
-        """The picture does not follow from the dialogue, so that the answer must be read from it. One round: no picture yet, and no history."""
+        """The picture does not follow from the dialogue: the answer must be read from it. One round has no history, and no picture."""
         history = draw_talk(self.split, rounds, rng).history
         image, scene = self.picture(rng) if history else (None, None)
         question = draw_question(scene or self._scene(rng), rng)
-        request = IN_WORDS(
-            images=() if image is None else (image,), history=history, latest=noisy(question, self.split, rng, mark="?")
-        )
+        request = IN_WORDS(images=() if image is None else (image,), history=history, latest=noisy(question, self.split, rng, mark="?"))
         return _example("in_words", request, answer=in_words(history, question, scene))
 
     def ordered(self, rounds: int, rng: np.random.Generator) -> Example:
