@@ -37,7 +37,7 @@ NO_PICTURE = "there is no picture yet"
 _KINDS = {wording: kind for kind, wordings in QUESTIONS.items() for wording in wordings}
 _CHOICES = {question: aspect for aspect, question in CHOICES.items()}
 _WHETHER = re.compile(r"(is|does) it\b")
-_ASKING = re.compile(r"(what|which|where|from wh|how|why|are there|(is|does) it|describe|tell me|sum up)\b")
+_ASKING = re.compile(r"(?!how about|what about)(what|which|where|from wh\w+|how|why|are there|(is|does) it|describe|tell me|sum up)\b")
 _MOST_SUGGESTIONS = 4
 
 

@@ -20,7 +20,7 @@ from omr_ray.vlm.templates import CLARIFY, DESCRIBE, IN_WORDS, ROUTE, SPLIT, TO_
 Draw: TypeAlias = Callable[[np.random.Generator], tuple[np.ndarray, Scene]]  # a picture u8 [H W 3] and what it shows
 
 PREFERENCES = {"history": 0.25, "even": 0.5, "latest": 0.25}  # "even" is what the default config asks for
-ROUNDS = {1: 0.2, 2: 0.25, 3: 0.25, 4: 0.15, 6: 0.1, 9: 0.05}  # of a dialogue, the latest wish included
+ROUNDS = {1: 0.25, 2: 0.35, 3: 0.2, 4: 0.1, 6: 0.07, 9: 0.03}  # of a dialogue, the latest wish included
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,13 +52,13 @@ class Conversations:
         return [self.describe(ASPECTS[i % len(ASPECTS)], rng) for i in range(count)]
 
     def prompts(self, count: int, rng: np.random.Generator) -> list[Example]:
-        return [self.split_prompt(rng) if rng.random() < 0.6 else self.clarify(rng) for _ in range(count)]
+        return [self.split_prompt(rng) if rng.random() < 0.4 else self.clarify(rng) for _ in range(count)]
 
     def dialogues(self, count: int, rng: np.random.Generator) -> list[Example]:
         """`count` conversations of two rounds, or fewer of more rounds with as many tokens in all."""
         rounds = int(rng.choice(list(ROUNDS), p=list(ROUNDS.values())))
         makers = (self.to_prompt, self.route, self.in_words)
-        kinds = rng.choice(len(makers), max(2, count * 3 // (rounds + 1)), p=(0.55, 0.15, 0.3))
+        kinds = rng.choice(len(makers), max(2, count * 3 // (rounds + 1)), p=(0.65, 0.1, 0.25))
         return [makers[kind](rounds, rng) for kind in kinds]
 
     # -- one example -----------------------------------------------------------------------------------------------------------
