@@ -29,7 +29,7 @@ from omr_ray.vlm.reward_model import RewardModel
 from omr_ray.vlm.transformers_engine import TransformersEngine
 
 # batch: descriptions; the other two kinds of conversations are fewer and longer.
-BUDGET = Budget(steps=4000, batch=14, learning_rate=2e-3, weight_decay=0.02, ema_decay=0.995)
+BUDGET = Budget(steps=3600, batch=14, learning_rate=2e-3, weight_decay=0.02, ema_decay=0.995)
 PROMPTS, DIALOGUES = 12, 14
 TOKENS = 1000
 LAYERS, POSITIONS = 4, 4096

@@ -52,9 +52,7 @@ def test_questions_are_answered_in_words(text):
     assert route(text) == "words"
 
 
-@pytest.mark.parametrize(
-    "text", ["can i see a red dress?", "could it be blue", "how about blue?", "make it large", "it is too large"]
-)
+@pytest.mark.parametrize("text", ["can i see a red dress?", "could it be blue", "how about blue?", "make it large", "it is too large"])
 def test_wishes_are_answered_with_a_picture(text):
     assert route(text) == "picture"
 
