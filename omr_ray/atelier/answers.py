@@ -4,7 +4,7 @@ All values are named in their first wording, so that what is wanted and what is 
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from omr_ray.atelier.world import ASPECTS, VALUES, WORDINGS, Scene, parse, prompt_of
 
@@ -109,7 +109,7 @@ def _stated(aspect: str, scene: Scene) -> str:
     return f"it is a {shown}" if aspect == "content" else f"it is {shown}"
 
 
-def _asked(history: History) -> Mapping[str, str]:
+def _asked(history: History) -> dict[str, str]:
     """What the last prompt of a history names: each prompt holds all that was asked for until then."""
     prompts = [system.split(". ")[0] for _, system in history if system.startswith("a ")]
     return parse(prompts[-1]) if prompts else {}

@@ -5,6 +5,7 @@ aspects      the seven aspects of the picture, from the token behind it, through
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +38,7 @@ def with_answers(inputs: ConversationInputs, examples: Sequence[Example], device
 class LanguageLosses:
     """The losses of batches of conversations under one network, a ForConditionalGeneration."""
 
-    def __init__(self, network: nn.Module, inputs: ConversationInputs, heads: nn.ModuleDict, device: torch.device) -> None:
+    def __init__(self, network: Any, inputs: ConversationInputs, heads: nn.ModuleDict, device: torch.device) -> None:
         self.network, self.inputs, self.heads, self.device = network, inputs, heads, device
         self.image_end = inputs.tokenizer.convert_tokens_to_ids("<|vision_end|>")
 
