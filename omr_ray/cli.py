@@ -90,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     pretrain = _command(actions, "pretrain", _atelier_pretrain, "train all embedded models from nothing; resumes")
     pretrain.add_argument("--out", type=Path, required=True, help="directory for the weights")
     pretrain.add_argument("--device", default="cpu")
+    pretrain.add_argument("--only", nargs="+", metavar="STAGE", help="these stages, for example language_model (default: all)")
     _command(actions, "oracle", _atelier_oracle, "held-out accuracy of the oracle, by aspect")
     show = _command(actions, "show", _atelier_show, "draw dialogues of the embedded world into a picture")
     show.add_argument("--out", type=Path, required=True, help="PNG file")
@@ -233,9 +234,9 @@ def _data_export(options: argparse.Namespace) -> dict:
 
 
 def _atelier_pretrain(options: argparse.Namespace) -> dict:
-    from omr_ray.atelier.pretrain import pretrain
+    from omr_ray.atelier.pretrain import STAGES, pretrain
 
-    return pretrain(options.out, device=options.device)
+    return pretrain(options.out, stages=options.only or tuple(STAGES), device=options.device)
 
 
 def _atelier_oracle(options: argparse.Namespace) -> dict:

@@ -5,9 +5,9 @@ import json
 
 import numpy as np
 
-from omr_ray.atelier import world
+from omr_ray.atelier import answers, world
 from omr_ray.atelier.render import render
-from omr_ray.atelier.world import ASPECTS, VALUES, WORDINGS
+from omr_ray.atelier.world import ASPECTS, WORDINGS
 from omr_ray.dialogue.engine import Commission, Picture
 from omr_ray.vlm.templates import CLARIFY, DESCRIBE, IN_WORDS, ROUTE, SPLIT, TO_PROMPT
 
@@ -68,25 +68,24 @@ class ScriptedLanguage:
         return json.dumps(self.scripts[system.text](json.loads(user.text or "{}"), user.images))
 
     def described(self, aspect):
-        return lambda _, images: {"description": getattr(self.album.scene(images[0]), aspect)}
+        return lambda _, images: {"description": answers.described(aspect, self.album.scene(images[0]))}
 
     def to_prompt(self, fields, _):
-        named = {}
-        for text in [*(system for _, system in fields["history"] if system.startswith("a ")), fields["latest"]]:
-            named |= world.parse(text.split(". ")[0])  # what follows is a question
-        return {"prompt": world.prompt_of(named)}
+        return {"prompt": answers.to_prompt(fields["history"], fields["latest"])}
 
     def route(self, fields, _):
-        return {"reply": "words" if fields["latest"].endswith("?") else "picture"}
+        return {"reply": answers.route(fields["latest"])}
 
     def split(self, fields, _):
-        return {aspect: WORDINGS[aspect][value][0] for aspect, value in world.parse(fields["prompt"]).items()}
+        return answers.split(fields["prompt"])
 
     def clarify(self, fields, _):
-        return {"question": f"Which {fields['aspect']}?", "suggestions": list(VALUES[fields["aspect"]][:4])}
+        question, suggestions = answers.clarify(fields["aspect"], fields["wanted"], fields["shown"])
+        return {"question": question, "suggestions": suggestions}
 
     def in_words(self, fields, images):
-        return {"answer": f"it shows {world.prompt_of(self.album.scene(images[0]).aspects())}" if images else "there is no picture yet"}
+        scene = self.album.scene(images[0]) if images else None
+        return {"answer": answers.in_words(fields["history"], fields["latest"], scene)}
 
 
 def embed(texts):

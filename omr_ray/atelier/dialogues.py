@@ -19,6 +19,7 @@ from omr_ray.types import Dialogue, Round, UserError
 
 Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, ...] = ("train", "heldout")
+Turn = tuple[dict[str, str], dict[str, str], Scene]  # what is asked for now, everything asked for so far, the scene that shows it
 _NEW_ASPECT = 0.65  # chance that a later wish names a new aspect rather than overwriting a named one
 
 
@@ -47,9 +48,7 @@ def dialogue_at(split: Split, index: int, *, rounds: int = 4, seed: int = 0) -> 
         raise UserError(f"a dialogue needs at least one round, got rounds={rounds}; ask for 1 or more")
     key = [seed, SPLITS.index(split), index]
     rng = np.random.default_rng(key)
-    # Intents of the other split are drawn again, so that no intent is ever in both.
-    while split_of((turns := list(_turns(rounds, rng)))[-1][2]) != split:
-        pass
+    turns = draw_turns(split, rounds, rng)
     return Dialogue(
         id=f"{split}-{seed}-{index:06d}",
         intent=prompt_of(turns[-1][2].aspects()),
@@ -66,8 +65,14 @@ def dialogue_at(split: Split, index: int, *, rounds: int = 4, seed: int = 0) -> 
     )
 
 
-def _turns(rounds: int, rng: np.random.Generator) -> Iterator[tuple[dict[str, str], dict[str, str], Scene]]:
-    """For each round what is asked for now, everything asked for so far, and the scene that shows it."""
+def draw_turns(split: Split, rounds: int, rng: np.random.Generator) -> list[Turn]:
+    """The turns of a dialogue. Intents of the other split are drawn again, so that no intent is ever in both."""
+    while split_of((turns := list(_turns(rounds, rng)))[-1][2]) != split:
+        pass
+    return turns
+
+
+def _turns(rounds: int, rng: np.random.Generator) -> Iterator[Turn]:
     scene = random_scene(rng)
     others = [str(aspect) for aspect in rng.permutation([aspect for aspect in ASPECTS if aspect != "content"])]
     count = int(rng.integers(1, 4))

@@ -1,7 +1,7 @@
 """Trains every embedded model from nothing: fixed seeds, a log of losses beside the weights, resumable.
 
-Stages run in order and each leaves its part of the weights directory. A finished stage is skipped, an
-unfinished one continues from its last checkpoint in the work directory (at most a minute is lost).
+Stages run in order and each leaves its part of the weights directory. A finished stage is skipped, one that needs
+another is refused before it, and an unfinished one continues from its last checkpoint in the work directory (at most a minute is lost).
 """
 
 import hashlib
@@ -24,6 +24,8 @@ from omr_ray.atelier.stages.controlnet import BUDGET as CONTROLNET
 from omr_ray.atelier.stages.controlnet import train_controlnet
 from omr_ray.atelier.stages.keypoints import BUDGET as KEYPOINTS
 from omr_ray.atelier.stages.keypoints import train_keypoints
+from omr_ray.atelier.stages.language_model import BUDGET as LANGUAGE_MODEL
+from omr_ray.atelier.stages.language_model import train_language_model
 from omr_ray.atelier.stages.loop import Budget
 from omr_ray.atelier.stages.oracle import BUDGET as ORACLE
 from omr_ray.atelier.stages.oracle import train_oracle
@@ -43,6 +45,15 @@ STAGES: dict[str, tuple[Stage, Budget]] = {
     "clip": (train_clip, CLIP),
     "keypoints": (train_keypoints, KEYPOINTS),
     "controlnet": (train_controlnet, CONTROLNET),
+    "language_model": (train_language_model, LANGUAGE_MODEL),
+}
+# What a stage starts from or is measured with.
+NEEDS: dict[str, tuple[str, ...]] = {
+    "policy": ("autoencoder", "oracle"),
+    "reward_model": ("autoencoder",),
+    "clip": ("autoencoder", "policy"),
+    "controlnet": ("autoencoder", "oracle", "policy", "keypoints"),
+    "language_model": ("autoencoder", "policy", "reward_model"),
 }
 RECORD = "pretrain.json"
 
@@ -70,7 +81,7 @@ def pretrain(
     record = _read_record(out)
     for name in [name for name in STAGES if name in stages and name not in record]:
         (out / CHECKSUMS).unlink(missing_ok=True)  # what is trained anew would not match it; all is listed again at the end
-        missing = [earlier for earlier in list(STAGES)[: list(STAGES).index(name)] if earlier not in record]
+        missing = [earlier for earlier in NEEDS.get(name, ()) if earlier not in record]
         if missing:
             raise UserError(f"stage {name!r} needs {missing[0]!r} first; run that stage, or all of them")
         train, budget = STAGES[name]

@@ -13,70 +13,35 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers import Qwen2Tokenizer
 
 from omr_ray.atelier.stages.loop import Budget, Trainer
 from omr_ray.atelier.stages.pairs import PairMaker, fresh_pairs
+from omr_ray.atelier.stages.qwen import WIDTH, build_qwen
 from omr_ray.atelier.stages.reward_losses import Losses
 from omr_ray.atelier.stages.soft_renders import SoftRenders, reconstruct
-from omr_ray.atelier.stages.tokenizers import make_qwen_tokenizer
+from omr_ray.atelier.stages.tokenizers import make_qwen_tokenizer, world_text
 from omr_ray.atelier.world import ASPECTS, VALUES
 from omr_ray.vlm.reward_model import RewardModel
 
 READING = Budget(steps=1700, batch=32, learning_rate=2e-3, weight_decay=0.02, ema_decay=0.995)
 BUDGET = Budget(steps=1150, batch=32, learning_rate=1.5e-3, weight_decay=0.02, ema_decay=0.995)
 ACCESSORIES = Budget(steps=600, batch=32, learning_rate=1e-3, weight_decay=0.02, ema_decay=0.99)
-PIXELS = 64 * 64
 
 
 def build_reward_model(tokenizer: Qwen2Tokenizer) -> RewardModel:
-    """The untrained model: 8-pixel patches merged 2x2, so 16 image tokens for 64x64 pixels."""
-    ids: Any = tokenizer.convert_tokens_to_ids
-    width = 128
-    config = Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": width,
-            "intermediate_size": 320,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 4,
-            "max_position_embeddings": 1024,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
-            "tie_word_embeddings": True,
-            "bos_token_id": ids("<|endoftext|>"),
-            "eos_token_id": ids("<|im_end|>"),
-        },
-        vision_config={
-            "depth": 3,
-            "hidden_size": 96,
-            "num_heads": 4,
-            "intermediate_size": 256,
-            "patch_size": 8,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 2,
-            "out_hidden_size": width,
-            "fullatt_block_indexes": [0, 1, 2],
-        },
-        tie_word_embeddings=True,
-        image_token_id=ids("<|image_pad|>"),
-        video_token_id=ids("<|video_pad|>"),
-        vision_start_token_id=ids("<|vision_start|>"),
-        vision_end_token_id=ids("<|vision_end|>"),
-    )
-    size = {"shortest_edge": PIXELS, "longest_edge": PIXELS}
-    processor = Qwen2VLImageProcessorPil(patch_size=8, merge_size=2, temporal_patch_size=2, size=size)
-    return RewardModel(Qwen2_5_VLForConditionalGeneration(config), tokenizer, processor)
+    """The untrained model."""
+    network, processor = build_qwen(tokenizer, layers=3, positions=1024)
+    return RewardModel(network, tokenizer, processor)
 
 
 def train_reward_model(out: Path, work: Path, *, budget: Budget, seed: int, device: torch.device) -> dict[str, float]:
     """Train, save to `out/reward_model`; returns seconds and the accuracy on fresh pairs, by the one aspect changed."""
     torch.manual_seed(seed)
     renders = SoftRenders(out, work, seed, device, repainted=False)
-    model = build_reward_model(make_qwen_tokenizer(work / "qwen_tokenizer", seed)).to(device).train()
-    heads = nn.ModuleDict({aspect: nn.Linear(128, len(VALUES[aspect])) for aspect in ASPECTS}).to(device)
-    truth = nn.Linear(128, 1).to(device)
+    model = build_reward_model(make_qwen_tokenizer(work / "qwen_tokenizer", world_text(seed))).to(device).train()
+    heads = nn.ModuleDict({aspect: nn.Linear(WIDTH, len(VALUES[aspect])) for aspect in ASPECTS}).to(device)
+    truth = nn.Linear(WIDTH, 1).to(device)
 
     def loss_at(losses, pairs, numbers, noise):
         batch = [pairs.draw(numbers) for _ in range(budget.batch)]

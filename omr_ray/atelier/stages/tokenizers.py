@@ -5,7 +5,7 @@ vision tokens. Both hold all 256 bytes, so any text can be encoded, only less co
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def world_text(seed: int, count: int = 4000) -> Iterator[str]:
     yield from [_TALK] * 20
 
 
-def _train_bpe(like: Tokenizer, text: Iterator[str], vocab_size: int, suffix: str) -> tuple[list[str], list[Any]]:
+def _train_bpe(like: Tokenizer, text: Iterable[str], vocab_size: int, suffix: str) -> tuple[list[str], list[Any]]:
     """The alphabet and merges learnt from text that is normalised and split as `like` does."""
     mark: dict[str, Any] = {"end_of_word_suffix": suffix} if suffix else {}
     learner = Tokenizer(models.BPE(**mark))
@@ -82,11 +82,11 @@ def make_clip_tokenizer(directory: Path, seed: int) -> CLIPTokenizer:
     return tokenizer
 
 
-def make_qwen_tokenizer(directory: Path, seed: int) -> Qwen2Tokenizer:
-    """Train and save a Qwen2 tokenizer with its chat and vision tokens, or load the one that a stopped run left there."""
+def make_qwen_tokenizer(directory: Path, text: Iterable[str], size: int = 900) -> Qwen2Tokenizer:
+    """Train and save a Qwen2 tokenizer, `size` tokens and those of chat and vision, or load the one that a stopped run left there."""
     if (directory / "tokenizer.json").exists():
         return Qwen2Tokenizer.from_pretrained(directory)
-    alphabet, merges = _train_bpe(Qwen2Tokenizer().backend_tokenizer, world_text(seed), 900, "")
+    alphabet, merges = _train_bpe(Qwen2Tokenizer().backend_tokenizer, text, size, "")
     tokens = list(dict.fromkeys([*alphabet, *("".join(merge) for merge in merges)]))
     vocab = {token: i for i, token in enumerate([*tokens, *QWEN_TOKENS])}
     tokenizer = Qwen2Tokenizer(

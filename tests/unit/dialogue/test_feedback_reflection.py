@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from omr_ray.atelier import world
+from omr_ray.atelier.answers import described
 from omr_ray.config.dialogue import AspectWeights, DialogueConfig, DialogueToPrompt, FeedbackReflection
 from omr_ray.dialogue.feedback_reflection import (
     AspectScore,
@@ -97,7 +98,8 @@ def test_an_image_is_described_with_seven_templates_and_a_prompt_split():
     album = Album()
     model, picture = ScriptedLanguage(album), ScenePainter(album)(commission("a small blue dress seen from the left")).image
     shown = describe(model, picture)
-    assert shown == album.scene(picture).aspects() and shown["color"] == "blue"
+    scene = album.scene(picture)
+    assert shown == {aspect: described(aspect, scene) for aspect in ASPECTS} and shown["perspective"] == "seen from the left"
     assert [conversation[0].text for conversation in model.heard] == [DESCRIBE[aspect].instruction for aspect in ASPECTS]
     assert all(conversation[1].images[0] is picture and conversation[1].text == "" for conversation in model.heard)
     assert split(model, "a blue dress at night") == {"content": "dress", "background": "at night", "color": "blue"}
@@ -106,7 +108,7 @@ def test_an_image_is_described_with_seven_templates_and_a_prompt_split():
 def test_the_question_is_the_models_with_what_it_needs_to_know():
     model = ScriptedLanguage(Album())
     question = clarification(model, "a dress", AspectScore(aspect="color", wanted=None, shown="red", similarity=None))
-    assert question == Question(aspect="color", text="Which color?", suggestions=world.VALUES["color"][:4])
+    assert question == Question(aspect="color", text="Which color would you like?", suggestions=world.VALUES["color"][:4])
     ((system, user),) = model.heard
     assert system.text == CLARIFY.instruction
     assert json.loads(user.text) == {"prompt": "a dress", "aspect": "color", "wanted": "", "shown": "red"}
