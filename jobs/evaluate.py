@@ -1,6 +1,6 @@
 """What `ray job submit` runs on a cluster; the same function as `omr-ray evaluate`.
 
-ray job submit --working-dir . -- python jobs/evaluate.py configs/sd21.yaml --adapter /mnt/shared/runs/sd21/adapter --out /mnt/shared/runs/sd21/judged
+ray job submit --working-dir . -- python jobs/evaluate.py configs/sd21.yaml --adapter /mnt/shared/runs/sd21/adapter --out /mnt/shared/judged
 """
 
 import sys

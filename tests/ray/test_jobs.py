@@ -73,12 +73,21 @@ def free_ports(count: int) -> list[int]:
         return [listener.getsockname()[1] for listener in listeners]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def local_ray():
+    """Not for these tests: they start their own."""
+
+
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
     token, place = secrets.token_hex(32), Path(tempfile.mkdtemp(prefix="omr"))  # short: sockets have paths of at most 107 bytes
     gcs, dashboard, client, *rest = free_ports(12)
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "HOME": str(place), "RAY_TMPDIR": str(place)}
+    # On a busy machine Ray's agents start slowly (its raylet gives up on them after 30 s), and nicer workers starve.
+    environment |= {"RAY_agent_register_timeout_ms": "300000", "RAY_raylet_start_wait_time_s": "300", "RAY_worker_niceness": "0"}
+    environment |= {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     processes: list[subprocess.Popen] = []
 

@@ -71,7 +71,8 @@ def slurm(tmp_path):
         (tmp_path / "bin" / name).chmod(0o755)
     environment = {
         "PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(tmp_path / "work"),
-        "SLURM_JOB_ID": "70007", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "one,two", "SLURM_CPUS_ON_NODE": "32", "SLURM_GPUS_ON_NODE": "4",
+        "SLURM_JOB_ID": "70007", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "one,two",
+        "SLURM_CPUS_ON_NODE": "32", "SLURM_GPUS_ON_NODE": "4",
     }  # fmt: skip
 
     def run(*words: str) -> subprocess.CompletedProcess:
