@@ -22,6 +22,7 @@ import psutil
 
 from omr_ray import controller
 from omr_ray.config.run import RunConfig
+from omr_ray.tracking import Span
 from omr_ray.types import LearnerState, RewardBreakdown, Rollout, ScoredRollout, UserError
 
 Result = TypeVar("Result")
@@ -180,6 +181,9 @@ class _Notes:
 
     def time(self, step: int, seconds: Mapping[str, float]) -> None:
         self.timings.append(seconds)
+
+    def spans(self, step: int, spans: Sequence[Span]) -> None:
+        pass
 
     def save(self, step: int, learner: LearnerState, judge: Mapping[str, Any]) -> None:
         pass

@@ -85,6 +85,10 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--what", choices=["rollout", "learner", "end-to-end", "all"], default="all")
     bench.add_argument("--repeats", type=int, default=3)
 
+    trace = _command(commands, "trace", _trace, "write the timeline of a run in the Chrome trace format")
+    trace.add_argument("directory", type=Path, metavar="RUN", help="run directory")
+    trace.add_argument("--out", type=Path, help="JSON file (default: RUN/trace.json)")
+
     atelier = commands.add_parser("atelier", help="the embedded world: pretrain its models, check its oracle, look at it")
     actions = atelier.add_subparsers(metavar="ACTION", required=True)
     pretrain = _command(actions, "pretrain", _atelier_pretrain, "train all embedded models from nothing; resumes")
@@ -188,6 +192,14 @@ def _bench(options: argparse.Namespace) -> dict:
     from omr_ray.bench import bench
 
     return bench(config, what=options.what, repeats=options.repeats)
+
+
+def _trace(options: argparse.Namespace) -> dict:
+    from omr_ray.evaluation.trace import write_trace
+
+    result = write_trace(options.directory, options.out or options.directory / "trace.json")
+    print(f"{result['trace']}: {result['spans']} spans of {result['steps']} steps; open it in Perfetto", file=sys.stderr)
+    return result
 
 
 def _reward_train(options: argparse.Namespace) -> dict:

@@ -18,6 +18,7 @@ from typing import Protocol
 from omr_ray.algorithm.collate import collate, round_pairs
 from omr_ray.config.rewards import ImmediateCredit
 from omr_ray.config.run import Ppo, RunConfig
+from omr_ray.tracking import Span
 from omr_ray.types import Batch, Dialogue, LearnerState, Rollout, RoundPairs, ScoredRollout, Update
 
 
@@ -32,22 +33,30 @@ class Sampler(Protocol):
     def metrics(self) -> Mapping[str, float]:
         """What the machine determines, since the last call: images/s, retries, idle shares."""
 
+    def spans(self) -> Sequence[Span]:
+        """What each worker did, since the last call."""
+
 
 class Judge(Protocol):
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]: ...
     def state(self) -> Mapping: ...
-    def metrics(self) -> Mapping[str, float]:
-        """As the sampler's."""
+    def metrics(self) -> Mapping[str, float]: ...
+    def spans(self) -> Sequence[Span]:
+        """Both as the sampler's."""
 
 
 class Learner(Protocol):
     def step(self, batch: Batch, pairs: RoundPairs | None, step: int) -> Update: ...
     def state(self) -> LearnerState: ...
+    def metrics(self) -> Mapping[str, float]: ...
+    def spans(self) -> Sequence[Span]:
+        """Both as the sampler's."""
 
 
 class Tracker(Protocol):
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
     def time(self, step: int, seconds: Mapping[str, float]) -> None: ...
+    def spans(self, step: int, spans: Sequence[Span]) -> None: ...
 
 
 class Checkpointer(Protocol):
@@ -94,7 +103,8 @@ def train(
         if step % config.checkpoint.every == 0 or step == config.steps:
             with clock("checkpoint"):
                 checkpoints.save(step, learner.state(), judge.state())
-        tracker.time(step, {**clock.seconds(), **sampler.metrics(), **judge.metrics()})
+        tracker.time(step, {**clock.seconds(), **sampler.metrics(), **judge.metrics(), **learner.metrics()})
+        tracker.spans(step, [*clock.spans, *sampler.spans(), *judge.spans(), *learner.spans()])
         progress.advance(metrics)
 
 
@@ -152,13 +162,15 @@ class PhaseClock:
         self._progress = progress
         self._start = time.perf_counter()
         self._phases: dict[str, float] = {}
+        self.spans: list[Span] = []
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         self._progress.phase(name)
-        start = time.perf_counter()
+        begin, start = time.time(), time.perf_counter()
         yield
-        self._phases[name] = time.perf_counter() - start
+        self._phases[name] = seconds = time.perf_counter() - start
+        self.spans.append(Span(track="controller", name=name, begin=begin, seconds=seconds))
 
     def seconds(self) -> dict[str, float]:
         total = time.perf_counter() - self._start

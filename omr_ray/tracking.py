@@ -1,9 +1,10 @@
 """Metrics that know their own reduction, and where they are written.
 
-A run directory holds two JSONL files, one object a step in each:
+A run directory holds three JSONL files; the first two have one object a step:
 
     metrics.jsonl   what the seed determines: two runs with one seed write the same bytes
     timings.jsonl   what the machine determines: seconds, rates, memory, retries
+    spans.jsonl     who did what from when to when, one object a span: `omr-ray trace` draws it
 
 TensorBoard is written beside them by default; Weights & Biases and MLflow only where the config names them.
 """
@@ -14,14 +15,14 @@ import importlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from omr_ray.types import UserError
 
-METRICS, TIMINGS = "metrics.jsonl", "timings.jsonl"
+METRICS, TIMINGS, SPANS = "metrics.jsonl", "timings.jsonl", "spans.jsonl"
 
 
 class Metric(Protocol):
@@ -111,9 +112,28 @@ def reduced(metrics: Mapping[str, Metric | float | None]) -> dict[str, float | N
     return values
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """What one track ("controller", "rollout 0") did for `seconds` from `begin` on, unix seconds of the controller's clock.
+
+    Example: Span(track="rollout 0", name="sample", begin=1750000000.0, seconds=1.5)
+    """
+
+    track: str
+    name: str
+    begin: float
+    seconds: float
+
+
+class Sink(Protocol):
+    """Another place for what a step measured: `values` are finite numbers by name."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None: ...
+
+
 @dataclass(slots=True)
 class Tracker:
-    """Writes one step at a time to every configured place. `directory` is the run's own.
+    """Writes one step at a time to every configured place, and to every one of `sinks`. `directory` is the run's own.
 
     Raises UserError where wandb or mlflow is configured and not installed, and where the disk takes no more.
     """
@@ -122,6 +142,7 @@ class Tracker:
     tensorboard: bool = True
     wandb: str | None = None
     mlflow: str | None = None
+    sinks: Sequence[Sink] = ()
     _purge_step: int | None = field(default=None, init=False)
     _writer: Any = field(default=None, init=False)
     _wandb_run: Any = field(default=None, init=False)
@@ -146,6 +167,10 @@ class Tracker:
         """Write what the machine determines about `step`: seconds, rates, memory, retries."""
         self._write(TIMINGS, step, reduced(timings))
 
+    def spans(self, step: int, spans: Iterable[Span]) -> None:
+        """Write who did what during `step`."""
+        _append(self.directory / SPANS, *({"step": step, **asdict(span)} for span in spans))
+
     def _write(self, name: str, step: int, values: Mapping[str, float | None]) -> None:
         _append(self.directory / name, {"step": step, **values})
         present = {key: value for key, value in values.items() if value is not None}
@@ -155,10 +180,12 @@ class Tracker:
             self._wandb_run.log(present, step=step)
         if self._mlflow is not None:
             self._mlflow.log_metrics(present, step=step)
+        for sink in self.sinks:
+            sink.write(step, present)
 
     def truncate_after(self, step: int) -> None:
         """Forget every step after `step`, and a last line that was cut short: what a resumed run does first."""
-        for name in (METRICS, TIMINGS):
+        for name in (METRICS, TIMINGS, SPANS):
             path = self.directory / name
             if path.exists():
                 kept = [line for line in read_metrics(path) if line["step"] <= step]
@@ -191,7 +218,7 @@ class Tracker:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The steps of a JSONL file in order; a last line that was cut short by a crash is left out.
+    """The lines of a JSONL file in order; a last line that was cut short by a crash is left out.
 
     Raises UserError for a file that is not there, and for a broken line before the last.
     """
@@ -215,10 +242,10 @@ def _line(values: Mapping[str, Any]) -> str:
     return json.dumps(values, sort_keys=True, allow_nan=False) + "\n"
 
 
-def _append(path: Path, values: Mapping[str, Any]) -> None:
+def _append(path: Path, *lines: Mapping[str, Any]) -> None:
     try:
         with path.open("a") as file:
-            file.write(_line(values))
+            file.write("".join(_line(values) for values in lines))
     except OSError as error:
         raise UserError(f"{path}: cannot write metrics: {error.strerror}; free space or change the run directory, then resume") from None
 

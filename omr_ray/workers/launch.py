@@ -25,10 +25,11 @@ from omr_ray.ray_session import connected
 from omr_ray.rewards.schedule import SCHEDULES
 from omr_ray.rewards.total import TotalReward
 from omr_ray.runs import RunDirectory, write_text_atomic
-from omr_ray.tracking import Tracker
+from omr_ray.tracking import Span, Tracker
 from omr_ray.types import LearnerState, Rollout, ScoredRollout, Update
 from omr_ray.workers.learner import LearnerGroup
 from omr_ray.workers.loading import model_path
+from omr_ray.workers.metrics import RayMetrics
 from omr_ray.workers.placement import total_cpus
 from omr_ray.workers.pool import RewardPool, RolloutPool
 
@@ -51,7 +52,7 @@ def train(config: RunConfig, directory: Path, *, resume: bool) -> dict[str, Any]
         reward_pool = stack.enter_context(closing(RewardPool(config)))
         reward_pool.ready()  # what it cannot load is reported before anything is sampled
         judge = Judge(config, reward_pool)
-        tracker = stack.enter_context(closing(Tracker(directory, **config.tracking.model_dump())))
+        tracker = stack.enter_context(closing(Tracker(directory, **config.tracking.model_dump(), sinks=[RayMetrics(config.name)])))
         tracker.truncate_after(start)
         examine = partial(_evaluate, config, source, rollout_pool, reward_pool, directory / "evaluation")
         if not (directory / "evaluation/before.json").exists():
@@ -123,6 +124,9 @@ class Judge:
 
     def metrics(self) -> Mapping[str, float]:
         return self._pool.metrics()
+
+    def spans(self) -> Sequence[Span]:
+        return self._pool.spans()
 
 
 def source_from(config: RunConfig) -> Source:

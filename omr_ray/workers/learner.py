@@ -15,6 +15,7 @@ from ray.util import remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from omr_ray.config.run import RunConfig
+from omr_ray.tracking import Span
 from omr_ray.types import Batch, LearnerState, RoundPairs, Update, UserError
 from omr_ray.workers.placement import learner_group, resources
 from omr_ray.workers.supervisor import FAULTS_OF_A_MACHINE, WorkersFailed
@@ -58,10 +59,12 @@ class LearnerWorker:
         self._learner = LearnerRank(self._config, state, device)
         return self._on_rank_0(self._learner.state())
 
-    def step(self, batch: Batch, pairs: RoundPairs | None, step: int) -> tuple[dict[str, float], LearnerState | None]:
-        """One training step: metrics, and the state after it (rank 0)."""
+    def step(self, batch: Batch, pairs: RoundPairs | None, step: int) -> tuple[dict[str, float], LearnerState | None, float]:
+        """One training step: metrics, the state after it (rank 0), and the seconds that it took."""
+        start = time.perf_counter()
         metrics = self._learner.step(batch, pairs, step)
-        return metrics, self._on_rank_0(self._learner.state())
+        state = self._on_rank_0(self._learner.state())
+        return metrics, state, time.perf_counter() - start
 
     def _on_rank_0(self, state: LearnerState) -> LearnerState | None:
         return state if self._rank == 0 else None
@@ -83,6 +86,8 @@ class LearnerGroup:
     def __init__(self, config: RunConfig, state: LearnerState | None = None) -> None:
         self.config = config
         self.restarts = 0
+        self._measured: tuple[float, int] = (time.monotonic(), 0)  # when metrics() was asked for last, and the restarts by then
+        self._spans: list[Span] = []
         self._state = state
         self._ranks: list[Any] = []
         self._placement = learner_group(config)
@@ -93,7 +98,11 @@ class LearnerGroup:
         shared = (ray.put(batch), ray.put(pairs), step)
         limit = self.config.workers.timeout_s
         results = self._attempts(f"learner step {step}", lambda: self._call("step", [shared] * len(self._ranks), limit))
-        metrics, state = results[0]
+        end = time.time()
+        self._spans += [
+            Span(track=f"learner {rank}", name="step", begin=end - seconds, seconds=seconds) for rank, (*_, seconds) in enumerate(results)
+        ]
+        metrics, state, _ = results[0]
         self._state = state
         return Update(policy_version=state.policy_version, weights=state.weights, metrics=metrics)
 
@@ -101,6 +110,21 @@ class LearnerGroup:
         """The state after the last finished step, or the one the group started with."""
         assert self._state is not None
         return self._state
+
+    def metrics(self) -> dict[str, float]:
+        """Since the last call of `spans`: rebuilt groups, and the share of time in which each rank did nothing."""
+        (since, restarts), now = self._measured, time.monotonic()
+        self._measured = (now, self.restarts)
+        figures: dict[str, float] = {"learner/restarts": self.restarts - restarts}
+        for rank in range(self.config.learner.ranks):
+            busy = sum(span.seconds for span in self._spans if span.track == f"learner {rank}")
+            figures[f"learner/idle_share/{rank}"] = min(max(1 - busy / max(now - since, 1e-9), 0.0), 1.0)
+        return figures
+
+    def spans(self) -> list[Span]:
+        """What each rank did, since the last call."""
+        spans, self._spans = self._spans, []
+        return spans
 
     def close(self) -> None:
         """End the actors and give their resources back."""

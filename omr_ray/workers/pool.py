@@ -18,6 +18,7 @@ from omr_ray.config.rewards import InfoNce
 from omr_ray.config.run import Actors, RunConfig
 from omr_ray.rewards.mutual_information import rival_credits, rival_pairs
 from omr_ray.rewards.total import Scores
+from omr_ray.tracking import Span
 from omr_ray.types import Dialogue, Rollout, Trajectory, Update
 from omr_ray.workers.placement import Pool, actor_options
 from omr_ray.workers.reward import RewardWorker
@@ -97,6 +98,10 @@ class RolloutPool:
         self._seconds = 0.0
         return figures
 
+    def spans(self) -> list[Span]:
+        """What each worker did, since the last call."""
+        return self._supervisor.spans()
+
     def close(self) -> None:
         self._supervisor.close()
 
@@ -147,6 +152,10 @@ class RewardPool:
     def metrics(self) -> dict[str, float]:
         """Since the last call: retries, replacements, idle share of each worker."""
         return self._supervisor.metrics()
+
+    def spans(self) -> list[Span]:
+        """What each worker did, since the last call."""
+        return self._supervisor.spans()
 
     def close(self) -> None:
         self._supervisor.close()

@@ -14,13 +14,14 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
+from omr_ray.tracking import Mean, Span
 from omr_ray.types import UserError
 
 logger = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class _Worker:
     handle: Any = None
     ref: Any = None  # what it is working on; None: it is free
     job: _Job | None = None  # None with a ref: it is loading its models
+    begin: float = 0.0  # unix seconds: when it was given what it is working on
     deadline: float = 0.0
     busy: float = 0.0  # seconds since the last metrics()
     failed_starts: int = 0
@@ -77,6 +79,8 @@ class Supervisor:
         self._max_attempts, self._timeout_s, self._start_timeout_s = max_attempts, timeout_s, start_timeout_s
         self._lock = threading.Lock()
         self._retries = self._replacements = 0
+        self._queue_peak, self._queue_wait = 0, Mean()
+        self._spans: list[Span] = []
         self._measured_since = time.monotonic()
         self._workers = [_Worker(index) for index in range(count)]
         for worker in self._workers:
@@ -98,7 +102,10 @@ class Supervisor:
         return [job.result for job in jobs]
 
     def metrics(self) -> dict[str, float]:
-        """Since the last call: retries, replacements, share of time in which each worker did nothing; workers that are up now."""
+        """Since the last call: retries, replacements, share of time in which each worker did nothing; workers that are up now.
+
+        The queue: how many calls waited at most for a worker, and how long one waited on average.
+        """
         now = time.monotonic()
         span = max(now - self._measured_since, 1e-9)
         up = [worker for worker in self._workers if not worker.lost and (worker.ref is None or worker.job is not None)]
@@ -106,13 +113,23 @@ class Supervisor:
             f"{self._name}/retries": self._retries,
             f"{self._name}/replacements": self._replacements,
             f"{self._name}/up": len(up),
+            f"{self._name}/queue_peak": self._queue_peak,
         }
+        wait = self._queue_wait.value()
+        if wait is not None:
+            figures[f"{self._name}/queue_wait_s"] = wait
         for worker in self._workers:
             figures[f"{self._name}/idle_share/{worker.index}"] = min(max(1 - worker.busy / span, 0.0), 1.0)
             worker.busy = 0.0
-        self._retries = self._replacements = 0
+        self._retries = self._replacements = self._queue_peak = 0
+        self._queue_wait = Mean()
         self._measured_since = now
         return {name: float(value) for name, value in figures.items()}
+
+    def spans(self) -> list[Span]:
+        """What each worker did, since the last call."""
+        spans, self._spans = self._spans, []
+        return spans
 
     def close(self) -> None:
         """Kill every actor."""
@@ -124,14 +141,26 @@ class Supervisor:
         self._begin(worker, None, worker.handle.ready.remote(), self._start_timeout_s)
 
     def _begin(self, worker: _Worker, job: _Job | None, ref: Any, limit: float) -> None:
-        worker.ref, worker.job, worker.deadline = ref, job, time.monotonic() + limit
+        worker.ref, worker.job, worker.begin, worker.deadline = ref, job, time.time(), time.monotonic() + limit
+
+    def _record(self, worker: _Worker, timings: Mapping[str, float], fate: str = "") -> None:
+        """A span of what it worked on as seen from here, and within it, at its end, those that the worker measured itself."""
+        track, end = f"{self._name} {worker.index}", time.time()
+        name = worker.job.call.method if worker.job else "load"
+        self._spans.append(Span(track=track, name=name + fate, begin=worker.begin, seconds=max(end - worker.begin, 0.0)))
+        begin = end - sum(timings.values())
+        for part, seconds in timings.items():
+            self._spans.append(Span(track=track, name=part, begin=max(begin, worker.begin), seconds=seconds))
+            begin += seconds
 
     def _hand_out(self, waiting: deque[_Job]) -> None:
         free = [worker for worker in self._workers if worker.ref is None and not worker.lost]
         for worker in sorted(free, key=lambda worker: (worker.busy, worker.index)):
             if waiting:
                 job = waiting.popleft()
+                self._queue_wait.add(time.monotonic() - job.since)
                 self._begin(worker, job, getattr(worker.handle, job.call.method).remote(*job.call.args), self._timeout_s)
+        self._queue_peak = max(self._queue_peak, len(waiting))
 
     def _wait(self, waiting: deque[_Job]) -> None:
         """Until one worker answers or is out of time."""
@@ -163,6 +192,7 @@ class Supervisor:
             raise
         except RayError as error:
             return self._replace(worker, waiting, _one_line(error))
+        self._record(worker, timings)
         worker.ref = worker.job = None
         worker.failed_starts = 0
         worker.busy += sum(timings.values())
@@ -172,6 +202,7 @@ class Supervisor:
 
     def _replace(self, worker: _Worker, waiting: deque[_Job], reason: str) -> None:
         """A new actor instead of this one, and its work again from the front of the queue."""
+        self._record(worker, {}, fate=" (lost)")
         job, worker.ref, worker.job = worker.job, None, None
         work = job.call.what if job else "loading its models"
         logger.warning("%s worker %d: %s: %s; replacing it", self._name, worker.index, work, reason)

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from omr_ray.diffusion.adapters import load_adapter
+from omr_ray.evaluation.trace import write_trace
+from omr_ray.workers.metrics import METRICS, sample
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -68,6 +70,12 @@ def test_a_run_leaves_everything_a_person_needs(whole):
     assert set(result["comparison"]["last_round_gain"]) == {"value", "low", "high"}
     assert load_adapter(out / "adapter").rank == 4
     assert any((out / "tensorboard").iterdir())
+    timings = [json.loads(line) for line in (out / "timings.jsonl").read_text().splitlines()]
+    emitted = {found.name for line in lines + timings for key in line if (found := sample(key, 0.0, "run"))}
+    assert emitted == set(METRICS)  # every metric of Prometheus has a source in a real run
+    trace = write_trace(out, out / "trace.json")
+    assert trace["tracks"] == ["controller", "learner 0", "learner 1", "reward 0", "rollout 0", "rollout 1"]
+    assert trace["steps"] == 4
     assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["step-000003", "step-000004"]
 
 

@@ -54,6 +54,9 @@ class Rollouts:
     def metrics(self):
         return {"retries": 0.0}
 
+    def spans(self):
+        return []
+
     def close(self):
         self.closed = True
 

@@ -60,7 +60,7 @@ class Fakes:
     """Source, sampler, judge, learner, tracker, checkpoints and progress in one; writes down the order of calls."""
 
     def __init__(self, totals=((1.0, 3.0), (0.0, 2.0))):
-        self.totals, self.calls, self.logged, self.version = totals, [], {}, 0
+        self.totals, self.calls, self.logged, self.version, self.traced = totals, [], {}, 0, []
 
     def next(self, step, count):
         self.calls.append("next")
@@ -99,6 +99,11 @@ class Fakes:
     def metrics(self):
         return {"rollout/images_per_s": 5.0}
 
+    def spans(self, step=None, spans=()):
+        """As a worker's there are none; as the tracker's they are kept."""
+        self.traced += spans
+        return []
+
     def phase(self, name): ...
     def advance(self, metrics): ...
 
@@ -118,6 +123,11 @@ def test_the_loop_in_order_with_the_log_before_the_checkpoint():
     assert fakes.logged[1]["reward/total/round_1"] == 2.0 and fakes.logged[1]["reward/total"] == 1.5
     assert fakes.seconds["seconds/controller"] < fakes.seconds["seconds/step"]
     assert fakes.seconds["rollout/images_per_s"] == 5.0 and "rollout/images_per_s" not in fakes.logged[1]
+    phases = [span.name for span in fakes.traced]
+    assert phases == ["rollout", "reward", "collate", "learner", "weights"] * 2 + ["checkpoint"]
+    assert {span.track for span in fakes.traced} == {"controller"}
+    begins = [span.begin for span in fakes.traced]
+    assert begins == sorted(begins) and all(span.seconds >= 0 for span in fakes.traced)
 
 
 def test_a_resumed_run_logs_the_remaining_steps_as_the_whole_run_did():

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from omr_ray.tracking import Last, Max, Mean, Sum, Tracker, read_metrics, reduced
+from omr_ray.tracking import Last, Max, Mean, Span, Sum, Tracker, read_metrics, reduced
 from omr_ray.types import UserError
 
 
@@ -40,6 +40,22 @@ def test_resuming_forgets_later_steps_and_a_line_that_was_cut_short(tmp_path):
     tracker.truncate_after(2)
     tracker.log(3, {"loss": 30.0})
     assert [(line["step"], line["loss"]) for line in read_metrics(tmp_path / "metrics.jsonl")] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+
+
+def test_sinks_get_what_is_finite_and_spans_are_lines_of_their_step(tmp_path):
+    class Kept(list):
+        def write(self, step, values):
+            self.append((step, dict(values)))
+
+    kept = Kept()
+    tracker = Tracker(tmp_path, tensorboard=False, sinks=[kept])
+    tracker.log(1, {"loss": 2.0, "kl": float("nan")})
+    tracker.time(1, {"seconds/step": 0.5})
+    assert kept == [(1, {"loss": 2.0}), (1, {"seconds/step": 0.5})]
+    for step in (1, 2):
+        tracker.spans(step, [Span(track="rollout 0", name="sample", begin=10.0 * step, seconds=1.5)])
+    tracker.truncate_after(1)
+    assert read_metrics(tmp_path / "spans.jsonl") == [{"step": 1, "track": "rollout 0", "name": "sample", "begin": 10.0, "seconds": 1.5}]
 
 
 def test_non_finite_values_are_strict_json(tmp_path):
