@@ -59,6 +59,11 @@ class Progress(Protocol):
     def advance(self, metrics: Mapping[str, float]) -> None: ...
 
 
+class Watch(Protocol):
+    def look(self, step: int) -> None:
+        """Called after every step, its checkpoint included, and outside of its time. What it does must leave the run as it is."""
+
+
 class NothingToLearn(RuntimeError):
     """No sample of a step has a score."""
 
@@ -73,6 +78,7 @@ def train(
     tracker: Tracker,
     checkpoints: Checkpointer,
     progress: Progress,
+    watch: Watch | None = None,
     start: int = 0,
 ) -> None:
     """Synchronous training, steps `start` + 1 to `config.steps` (OMR Algorithm 1)."""
@@ -96,6 +102,8 @@ def train(
                 checkpoints.save(step, learner.state(), judge.state())
         tracker.time(step, {**clock.seconds(), **sampler.metrics(), **judge.metrics()})
         progress.advance(metrics)
+        if watch is not None:
+            watch.look(step)
 
 
 def learner_inputs(config: RunConfig, scored: Sequence[ScoredRollout], step: int) -> tuple[Batch, RoundPairs | None]:
