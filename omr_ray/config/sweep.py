@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -204,6 +203,10 @@ class SweepConfig(Config):
                     raise ValueError(
                         f"scheduler population draws and changes points itself: it takes search random, not {self.search.type}"
                     )
+                if self.concurrency is not None:
+                    raise ValueError("scheduler population lets its members take turns where room is short; leave concurrency out")
+                if fixed := [key for key in self.space if key.split(".")[0] in ("lora", "model")]:
+                    raise ValueError(f"scheduler population hands weights on: {', '.join(fixed)} must be the same in all trials")
                 if exchange % every:
                     raise ValueError(f"scheduler.every ({exchange}) must be a multiple of intermediate.every ({every})")
             case Asha(grace=grace) if grace < every:
@@ -226,12 +229,6 @@ class SweepConfig(Config):
                 f"({base.checkpoint.every}) under scheduler population: weights are taken over from checkpoints"
             )
         return base
-
-    def variant_points(self) -> Iterator[tuple[str, tuple[str, ...], int]]:
-        """Name, overrides and seed of every trial of a search of variants."""
-        assert isinstance(self.search, VariantSearch)
-        for (name, overrides), seed in itertools.product(self.search.variants.items(), self.search.seeds):
-            yield name, overrides, seed
 
     def _corners(self) -> Iterator[Sequence[str]]:
         """Overrides at every limit and choice of the space, one key at a time, and those of all variants."""

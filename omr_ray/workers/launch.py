@@ -20,6 +20,7 @@ from omr_ray.data.json_dialogues import read_dialogues
 from omr_ray.data.sources import AtelierSource, FileSource, Source, TableSource
 from omr_ray.diffusion.adapters import Adapter, export_adapter, load_adapter, model_card
 from omr_ray.evaluation import protocols, report
+from omr_ray.evaluation.results import step_phase
 from omr_ray.progress import ProgressBar
 from omr_ray.ray_session import connected
 from omr_ray.rewards.schedule import SCHEDULES
@@ -134,11 +135,6 @@ class Watch:
         found = self._examine(self._config, phase=step_phase(step), weights=weights, intent=self._looking.intent)
         self._pool.load(held)
         self._looking.report(step, found)
-
-
-def step_phase(step: int) -> str:
-    """The name of an evaluation in the middle of a run, "step-000010": that of the step's checkpoint."""
-    return f"step-{step:06d}"
 
 
 class Judge:

@@ -14,6 +14,7 @@ The first three functions need no Ray; `omr-ray plan` prints their numbers.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from omr_ray.config.run import Actor, RunConfig
@@ -43,6 +44,23 @@ def bundles(config: RunConfig) -> list[Resources]:
     """
     pools = (config.workers.rollout, config.workers.reward)
     return learner_bundles(config) + [bundle for actors in pools for _ in range(actors.count) if (bundle := resources(actors))]
+
+
+def groups_that_fit(wanted: Sequence[Resources], nodes: Sequence[Resources]) -> int:
+    """How many groups of `wanted` bundles the nodes hold at a time, each bundle put on the first node with room for it."""
+    free, groups = [dict(node) for node in nodes], 0
+    while all(_take(free, bundle) for bundle in wanted):
+        groups += 1
+    return groups
+
+
+def _take(free: Sequence[Resources], bundle: Resources) -> bool:
+    for node in free:
+        if all(node.get(name, 0.0) >= amount - 1e-6 for name, amount in bundle.items()):  # sums of fractions are not exact
+            for name, amount in bundle.items():
+                node[name] -= amount
+            return True
+    return False
 
 
 def bundle_index(config: RunConfig, pool: Pool, index: int) -> int:
