@@ -82,7 +82,7 @@ def train(config: RunConfig, directory: Path, *, resume: bool, looking: Looking 
             tracker=tracker,
             checkpoints=run.checkpoints,
             progress=bar,
-            watch=looking and Watch(config, looking, learner, rollout_pool, examine),
+            watch=Watch(config, looking, learner, rollout_pool, examine) if looking else None,
             start=start,
         )
         bar.phase("evaluate")

@@ -12,7 +12,7 @@ import optuna
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
-from ray.tune.search.optuna import OptunaSearch
+from ray.tune.search.optuna import OptunaSearch as TuneOptuna
 
 from omr_ray.config.run import RunConfig
 from omr_ray.config.sweep import (
@@ -21,6 +21,7 @@ from omr_ray.config.sweep import (
     Choice,
     Domain,
     LogUniform,
+    OptunaSearch,
     PopulationBased,
     RandomSearch,
     Range,
@@ -58,7 +59,7 @@ def point(trial: Trial) -> dict[str, Any]:
 
 def scheduler(config: SweepConfig, base: RunConfig) -> TrialScheduler | None:
     """Follows the first objective. Steps are its time."""
-    first = {"metric": config.objectives[0], "mode": OBJECTIVES[config.objectives[0]], "time_attr": "step"}
+    first: dict[str, Any] = {"metric": config.objectives[0], "mode": OBJECTIVES[config.objectives[0]], "time_attr": "step"}
     match config.scheduler:
         case None:
             return None
@@ -85,24 +86,25 @@ class OptunaTrials(Searcher):
 
     def __init__(self, config: SweepConfig, trials: Trials) -> None:
         modes = [OBJECTIVES[name] for name in config.objectives]
-        super().__init__(metric=list(config.objectives), mode=modes)
+        super().__init__()
+        assert isinstance(config.search, OptunaSearch)
         known = trials.known()
         ended = [(trial, outcome) for trial in known if (outcome := trials.outcome(trial.number)) is not None]
         self._trials = trials
         self._open = [trial for trial in known if trials.outcome(trial.number) is None]
         self._next = 1 + max((trial.number for trial in known), default=0)
-        space = OptunaSearch.convert_search_space({key: as_tune(domain) for key, domain in config.space.items()})
+        space = TuneOptuna.convert_search_space({key: as_tune(domain) for key, domain in config.space.items()})
         storage = optuna.storages.InMemoryStorage()
-        directions = ["minimize" if mode == "min" else "maximize" for mode in modes]
+        directions: list[Any] = ["minimize" if mode == "min" else "maximize" for mode in modes]
         study = optuna.create_study(storage=storage, study_name="sweep", directions=directions)
         study.add_trials(seen for trial, outcome in ended if (seen := _seen(trial, outcome, trials, config, space)) is not None)
         one = len(modes) == 1
         # Another seed after a resume: with the same one, the points of the start would be drawn again.
         seed = int(np.random.SeedSequence((config.search.seed, len(ended))).generate_state(1)[0])
-        self._optuna = OptunaSearch(
+        self._optuna = TuneOptuna(
             space,
             metric=config.objectives[0] if one else list(config.objectives),
-            mode=modes[0] if one else modes,
+            mode=modes[0] if one else list(modes),
             points_to_evaluate=[dict(trial.parameters) for trial in self._open],
             sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=config.search.startup),
             storage=storage,
