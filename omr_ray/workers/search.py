@@ -85,6 +85,7 @@ class OptunaTrials(Searcher):
     """
 
     def __init__(self, config: SweepConfig, trials: Trials) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
         modes = [OBJECTIVES[name] for name in config.objectives]
         super().__init__()
         assert isinstance(config.search, OptunaSearch)

@@ -172,9 +172,7 @@ def test_every_actor_of_a_trial_has_a_bundle_of_its_own():
     assert bundles(config) == [{"CPU": 1}] * 2 + [{"CPU": 0.5}] * 2 + [{"CPU": 0.25}]
     places = [("learner", 0), ("learner", 1), ("rollout", 0), ("rollout", 1), ("reward", 0)]
     assert [bundle_index(config, pool, index) for pool, index in places] == [0, 1, 2, 3, 4]
-    free = config.model_copy(
-        update={"workers": config.workers.model_copy(update={"rollout": config.workers.rollout.model_copy(update={"num_cpus": 0})})}
-    )
+    free = RunConfig(name="b", learner={"ranks": 2}, workers={"rollout": {"count": 2, "num_cpus": 0}})
     assert bundle_index(free, "rollout", 0) == -1 and bundle_index(free, "reward", 0) == 2
 
 
