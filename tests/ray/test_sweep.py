@@ -36,7 +36,7 @@ ABSENT = "rewards.terms=[{name: absent, weight: 1, scorer: {type: function, path
 
 def start(config: dict, directory: Path, *more: str) -> subprocess.Popen:
     common = {"run": "configs/atelier.yaml", "overrides": SMALL, "intermediate": {"every": 2, "dialogues": 1}}
-    (directory / "sweep.yaml").write_text(yaml.safe_dump(common | config))
+    (directory / "sweep.yaml").write_text(yaml.safe_dump(common | config, sort_keys=False))
     command = [
         sys.executable,
         "-m",
