@@ -46,9 +46,10 @@ def pareto(points: np.ndarray, objectives: Sequence[str]) -> np.ndarray:
     """
     signed = _signed(points, objectives)
     known = np.isfinite(signed).all(axis=1)
-    no_worse = (signed[None] >= signed[:, None]).all(axis=2)  # [i j]: j is at least as good as i
-    better = (signed[None] > signed[:, None]).any(axis=2)
-    return known & ~((no_worse & better)[:, known].any(axis=1))
+    no_worse = np.all(signed[None] >= signed[:, None], axis=2)  # [i j]: j is at least as good as i
+    better = np.any(signed[None] > signed[:, None], axis=2)
+    beaten = np.logical_and(no_worse, better)[:, known].any(axis=1)
+    return np.logical_and(known, ~beaten)
 
 
 def best(points: np.ndarray, objectives: Sequence[str]) -> int | None:

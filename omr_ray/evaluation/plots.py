@@ -158,8 +158,8 @@ def scatter(x: Scale, y: Scale, *, marked: Sequence[bool], joined: bool = False)
     def draw(axes: Axes) -> None:
         chosen = np.asarray(marked, dtype=bool)
         for rows, color in ((~chosen, PHASE_COLORS["before"]), (chosen, ROUND_COLORS[3])):
-            bars = {name: axis.bars(rows) for name, axis in (("xerr", x), ("yerr", y))}
-            axes.errorbar(x.values[rows], y.values[rows], **bars, fmt="o", color=color, markersize=4.5, elinewidth=0.7)
+            across, along = x.bars(rows), y.bars(rows)
+            axes.errorbar(x.values[rows], y.values[rows], along, across, fmt="o", color=color, markersize=4.5, elinewidth=0.7)
         if joined:
             order = np.flatnonzero(chosen)[np.argsort(x.values[chosen])]
             axes.plot(x.values[order], y.values[order], color=ROUND_COLORS[3], linewidth=1, linestyle="--")
