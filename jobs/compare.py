@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from omr_ray.evaluation import metrics, protocols
+from omr_ray.evaluation import protocols
 from omr_ray.evaluation.results import Evaluation
 from omr_ray.tracking import read_metrics
 
@@ -45,24 +45,15 @@ VARIANTS = {
 
 def figures(base: Evaluation, results: Sequence[Evaluation], seconds: float) -> list[str]:
     """One row of the table: the base beside the mean over the seeds of what was trained."""
-    last, spread = (
-        [of(base), np.mean([of(result) for result in results], axis=0)]
-        for of in (
-            lambda found: protocols.last_round(found.held_out.accuracy),
-            lambda found: protocols.over_rounds(found.held_out.diversity),
-        )
-    )
-    rounds = [base.intent.rounds.mean(axis=1), np.mean([r.intent.rounds.mean(axis=1) for r in results], axis=0)]
-    by_round = np.mean([np.nanmean(r.held_out.accuracy, axis=0) for r in results], axis=0)
-    gain, low, high = metrics.paired_bootstrap(*last, 10_000, 0)
-    fewer, few_low, few_high = (100 * (value - 1) for value in metrics.paired_ratio(*rounds, 10_000, 0))
-    kept, kept_low, kept_high = (100 * value for value in metrics.paired_ratio(*spread, 10_000, 0))
+    trained = protocols.averaged(results)
+    found = protocols.compare(base, trained)
+    gain, fewer, kept = found.last_round_gain, found.rounds_to_intent_change_percent, found.diversity_ratio
     return [
-        ", ".join(f"{100 * value:.1f}" for value in by_round),
-        f"{100 * gain:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]",
-        f"{rounds[1].mean():.2f}",
-        f"{fewer:+.0f}% [{few_low:+.0f}, {few_high:+.0f}]",
-        f"{kept:.0f}% [{kept_low:.0f}, {kept_high:.0f}]",
+        ", ".join(f"{100 * value:.1f}" for value in np.nanmean(trained.held_out.accuracy, axis=0)),
+        f"{100 * gain.value:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]",
+        f"{trained.intent.rounds.mean():.2f}",
+        f"{fewer.value:+.0f}% [{fewer.low:+.0f}, {fewer.high:+.0f}]",
+        f"{100 * kept.value:.0f}% [{100 * kept.low:.0f}, {100 * kept.high:.0f}]",
         f"{seconds / 60:.1f} min",
     ]
 

@@ -78,6 +78,12 @@ def _parser() -> argparse.ArgumentParser:
     finetune.add_argument("--out", type=Path, help="run directory (default: runs/NAME)")
     finetune.add_argument("--resume", action="store_true", help="continue from the last good checkpoint of the run directory")
 
+    sweep = _command(
+        commands, "sweep", _sweep, "many trainings: the reward schedule, any key of a run, or named variants; under Ray Tune", config=True
+    )
+    sweep.add_argument("--out", type=Path, help="directory of the sweep (default: runs/NAME)")
+    sweep.add_argument("--resume", action="store_true", help="go on with what has not ended, and try failed trials again")
+
     plan = _command(commands, "plan", _plan, "actors, placement, memory and traffic, without loading anything", config=True)
     del plan
 
@@ -176,6 +182,16 @@ def _finetune(options: argparse.Namespace) -> dict:
 
     with connected(math.ceil(config.trainer.ranks * config.worker.num_cpus)):
         return train(config, options.out or Path("runs") / config.name, resume=options.resume)
+
+
+def _sweep(options: argparse.Namespace) -> dict:
+    from omr_ray.config.sweep import SweepConfig
+
+    config = SweepConfig.load(options.config, options.overrides)
+    config.base()
+    from omr_ray.sweep import sweep
+
+    return sweep(config, options.out or Path("runs") / config.name, resume=options.resume)
 
 
 def _plan(options: argparse.Namespace) -> dict:

@@ -68,6 +68,11 @@ class Progress(Protocol):
     def advance(self, metrics: Mapping[str, float]) -> None: ...
 
 
+class Watch(Protocol):
+    def look(self, step: int) -> None:
+        """Called after every step, its checkpoint included, and outside of its time. What it does must leave the run as it is."""
+
+
 class NothingToLearn(RuntimeError):
     """No sample of a step has a score."""
 
@@ -82,6 +87,7 @@ def train(
     tracker: Tracker,
     checkpoints: Checkpointer,
     progress: Progress,
+    watch: Watch | None = None,
     start: int = 0,
 ) -> None:
     """Synchronous training, steps `start` + 1 to `config.steps` (OMR Algorithm 1)."""
@@ -106,6 +112,8 @@ def train(
         tracker.time(step, {**clock.seconds(), **sampler.metrics(), **judge.metrics(), **learner.metrics()})
         tracker.spans(step, [*clock.spans, *sampler.spans(), *judge.spans(), *learner.spans()])
         progress.advance(metrics)
+        if watch is not None:
+            watch.look(step)
 
 
 def learner_inputs(config: RunConfig, scored: Sequence[ScoredRollout], step: int) -> tuple[Batch, RoundPairs | None]:

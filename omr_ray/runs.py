@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -48,9 +48,9 @@ class RunDirectory:
         if not resume and config_file.exists():
             raise UserError(f"{path}: holds a run already; add --resume to continue it, or choose another --out")
         path.mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(path / ".lock")
+        self._lock = lock(path / ".lock")
         if resume:
-            _refuse_changes(type(config).load(config_file), config, config_file)
+            refuse_changes(type(config).load(config_file), config, config_file)
         write_text_atomic(config_file, dump(config))
         self.checkpoints = Checkpoints(path / "checkpoints", keep=config.checkpoint.keep)
 
@@ -139,7 +139,8 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _locked(file: Path) -> IO[str]:
+def lock(file: Path) -> IO[str]:
+    """Held until the stream is closed, or its process ends. Raises UserError where another process holds it."""
     stream = file.open("w")
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -149,9 +150,10 @@ def _locked(file: Path) -> IO[str]:
     return stream
 
 
-def _refuse_changes(before: Config, after: Config, file: Path) -> None:
+def refuse_changes(before: Config, after: Config, file: Path, changeable: Collection[str] = CHANGEABLE) -> None:
+    """Raise UserError where a config differs from that of `file` in more than `changeable` keys of the highest level."""
     old, new = (_flat(config.model_dump(mode="json")) for config in (before, after))
-    changed = sorted(key for key in old.keys() | new.keys() if key.split(".")[0] not in CHANGEABLE and old.get(key) != new.get(key))
+    changed = sorted(key for key in old.keys() | new.keys() if key.split(".")[0] not in changeable and old.get(key) != new.get(key))
     if changed:
         what = ", ".join(f"{key}: {old.get(key)} -> {new.get(key)}" for key in changed[:5])
         raise UserError(f"{file}: a resumed run keeps its config, but {what} changed; undo that, or start a new run with another --out")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -12,6 +13,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
+from scipy.interpolate import RBFInterpolator
+
+from omr_ray.evaluation.metrics import Interval
 
 ROUND_COLORS = ("#3b82f6", "#14b8a6", "#f59e0b", "#ef4444", "#a855f7", "#65a30d", "#ec4899", "#64748b")
 TERM_COLORS = {"diversity": "#3b82f6", "consistency": "#14b8a6", "mutual_information": "#f59e0b"}
@@ -128,6 +132,86 @@ def outcomes(shares: Mapping[str, tuple[int, int, int]]) -> str:
     return _svg(draw, (4.4, 0.9 + 0.28 * len(shares)))
 
 
+def surface(x: Scale, y: Scale, heights: Sequence[float], *, best: int, label: str) -> str:
+    """What was found at N points of a plane, as dots, on a smooth surface through them; `best` is the place of the marked one.
+
+    The surface is a linear radial basis with smoothing (SciPy), over the range of the points, on the axes' own scales.
+    """
+
+    def draw(axes: Axes) -> None:
+        places = np.stack([axis.unit() for axis in (x, y)], axis=1)
+        grid = np.stack(np.meshgrid(np.linspace(0, 1, 48), np.linspace(0, 1, 48)), axis=-1)
+        smooth = RBFInterpolator(places, np.asarray(heights, float), kernel="linear", degree=0, smoothing=0.05)
+        filled = axes.contourf(*(axis.at(grid[..., i]) for i, axis in enumerate((x, y))), smooth(grid.reshape(-1, 2)).reshape(48, 48), 12)
+        axes.figure.colorbar(filled, ax=axes, label=label)
+        axes.scatter(x.values, y.values, 14, color="white", edgecolors="black", linewidths=0.6)
+        axes.scatter(x.values[best], y.values[best], 70, marker="*", color=ROUND_COLORS[3], edgecolors="white", linewidths=0.6)
+        _scales(axes, x, y)
+        _finish(axes, x.name, y.name, 1)
+
+    return _svg(draw, (4.4, 3.2))
+
+
+def scatter(x: Scale, y: Scale, *, marked: Sequence[bool], joined: bool = False) -> str:
+    """Points with their intervals; the marked ones in color and, where `joined`, with a line through them (a front)."""
+
+    def draw(axes: Axes) -> None:
+        chosen = np.asarray(marked, dtype=bool)
+        for rows, color in ((~chosen, PHASE_COLORS["before"]), (chosen, ROUND_COLORS[3])):
+            across, along = x.bars(rows), y.bars(rows)
+            axes.errorbar(x.values[rows], y.values[rows], along, across, fmt="o", color=color, markersize=4.5, elinewidth=0.7)
+        if joined:
+            order = np.flatnonzero(chosen)[np.argsort(x.values[chosen])]
+            axes.plot(x.values[order], y.values[order], color=ROUND_COLORS[3], linewidth=1, linestyle="--")
+        _scales(axes, x, y)
+        _finish(axes, x.name, y.name, 1)
+
+    return _svg(draw, (4.4, 2.8))
+
+
+def forest(rows: Mapping[str, Interval], *, x: str) -> str:
+    """A line with its 95% interval a row, from the top down, beside the line of no change."""
+
+    def draw(axes: Axes) -> None:
+        names, values = list(rows), np.array([[row.value, row.value - row.low, row.high - row.value] for row in rows.values()])
+        axes.axvline(0.0, color=PHASE_COLORS["before"], linewidth=1)
+        axes.errorbar(values[:, 0], range(len(names)), xerr=values[:, 1:].T, fmt="o", color=ROUND_COLORS[0], markersize=4.5, elinewidth=1.2)
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+        _finish(axes, x, "", 1)
+
+    return _svg(draw, (4.4, 0.9 + 0.26 * len(rows)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """N values of one axis, their intervals where they have some, and its scale."""
+
+    name: str
+    values: np.ndarray  # f64 [N]
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+    log: bool = False
+
+    def unit(self) -> np.ndarray:
+        """The values on 0..1 of this axis' own scale."""
+        scaled = np.log(self.values) if self.log else self.values
+        span = float(np.ptp(scaled))
+        return (scaled - scaled.min()) / (span or 1.0)
+
+    def at(self, shares: np.ndarray) -> np.ndarray:
+        """The way back: values at 0..1."""
+        low, high = float(self.values.min()), float(self.values.max())
+        return low * (high / low) ** shares if self.log else low + shares * (high - low)
+
+    def bars(self, rows: np.ndarray) -> np.ndarray | None:
+        """Distances to the ends of the intervals, f64 [2 n], as matplotlib wants them."""
+        if self.low is None or self.high is None:
+            return None
+        return np.stack([self.values - self.low, self.high - self.values])[:, rows].clip(min=0.0)
+
+
 def running_mean(values: Sequence[float], window: int) -> np.ndarray:
     """Mean of each value and the `window` - 1 before it; missing values are left out. f64 [N]."""
     known = np.asarray(values, dtype=np.float64)
@@ -144,6 +228,14 @@ def _finish(axes: Axes, x: str, y: str, series: int) -> None:
         axes.set_ylabel(y)
     if series > 1:
         axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=4, borderaxespad=0, handlelength=1.2, columnspacing=1.2)
+
+
+def _scales(axes: Axes, x: Scale, y: Scale) -> None:
+    for letter, scale in (("x", x), ("y", y)):
+        if scale.log:
+            axes.set(**{f"{letter}scale": "log"})
+        else:
+            getattr(axes, f"{letter}axis").set_major_locator(MaxNLocator(nbins=5))
 
 
 def _svg(draw: Callable[[Axes], None], size: tuple[float, float]) -> str:

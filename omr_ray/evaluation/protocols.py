@@ -3,6 +3,7 @@
     held_out          every dialogue's own rounds: accuracy, preference, diversity and consistency by round
     rounds_to_intent  a simulated user who goes on until the image shows the whole intent
     compare           two evaluations, dialogue by dialogue, with 95% intervals
+    averaged          several runs (seeds) of one thing as one evaluation, dialogue by dialogue
 
 Everything is called through plain callables, so that tests run it without models. Axis letters as in types.py, D dialogues.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,6 +33,7 @@ __all__ = [
     "RoundsToIntent",
     "SheetRound",
     "SheetRow",
+    "averaged",
     "compare",
     "evaluate",
     "held_out",
@@ -154,8 +157,7 @@ def rounds_to_intent(
 
 def compare(before: Evaluation, after: Evaluation) -> Comparison:
     """Every figure paired by dialogue. Raises UserError unless both saw the same dialogues with the same seed."""
-    if before.held_out.dialogues != after.held_out.dialogues or before.seed != after.seed:
-        raise UserError("a comparison needs the same held-out dialogues and seed on both sides; evaluate both again with one config")
+    _refuse_other_dialogues(before, after)
     old, new = before.held_out, after.held_out
     change = None
     if before.intent is not None and after.intent is not None:
@@ -173,6 +175,29 @@ def compare(before: Evaluation, after: Evaluation) -> Comparison:
     )
 
 
+def averaged(results: Sequence[Evaluation]) -> Evaluation:
+    """Several evaluations on the same dialogues and seed as one: the mean of every dialogue's figures, and no pictures.
+
+    So an interval over dialogues covers which dialogues were drawn, and not which training seeds were. Raises UserError
+    where the dialogues or the seed differ.
+    """
+    first = results[0]
+    for result in results[1:]:
+        _refuse_other_dialogues(first, result)
+    figures = {
+        name: _mean_known([getattr(result.held_out, name) for result in results])
+        for name in ("accuracy", "preference", "diversity", "consistency")
+    }
+    intents = [result.intent for result in results if result.intent is not None]
+    return replace(
+        first,
+        weights=first.weights if len(results) == 1 else f"{first.weights}, and {len(results) - 1} more",
+        held_out=HeldOut(dialogues=first.held_out.dialogues, **figures),
+        intent=replace(intents[0], rounds=np.concatenate([i.rounds for i in intents], axis=1)) if len(intents) == len(results) else None,
+        sheet=(),
+    )
+
+
 def last_round(figures: np.ndarray) -> np.ndarray:
     """The last known figure of every dialogue: f64 [D R] to [D]."""
     known = np.isfinite(figures)
@@ -183,6 +208,19 @@ def last_round(figures: np.ndarray) -> np.ndarray:
 def over_rounds(figures: np.ndarray) -> np.ndarray:
     """Mean of a dialogue's known figures: f64 [D R] to [D]."""
     return np.array([_mean(row) for row in figures])
+
+
+def _refuse_other_dialogues(one: Evaluation, other: Evaluation) -> None:
+    if one.held_out.dialogues != other.held_out.dialogues or one.seed != other.seed:
+        raise UserError("a comparison needs the same held-out dialogues and seed on both sides; evaluate both again with one config")
+
+
+def _mean_known(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Mean over arrays of one shape, NaN left out where another is known."""
+    stack = np.stack(arrays)
+    known = np.isfinite(stack)
+    totals, counts = np.where(known, stack, 0.0).sum(axis=0), known.sum(axis=0)
+    return np.divide(totals, counts, out=np.full(totals.shape, np.nan), where=counts > 0)
 
 
 def _gain(before: np.ndarray, after: np.ndarray) -> Interval | None:

@@ -61,7 +61,7 @@ class SheetRow:
 class Evaluation:
     """One policy on the held-out dialogues."""
 
-    phase: str  # "before" or "after"
+    phase: str  # "before", "after", or as `step_phase` says
     weights: str  # which weights made it, in words
     seed: int
     held_out: HeldOut
@@ -79,6 +79,11 @@ class Comparison:
     consistency_gain: Interval | None
     diversity_ratio: Interval | None
     rounds_to_intent_change_percent: Interval | None
+
+
+def step_phase(step: int) -> str:
+    """The phase of an evaluation in the middle of a run, "step-000010": the name of that step's checkpoint."""
+    return f"step-{step:06d}"
 
 
 def save(result: Evaluation, directory: str | Path) -> Path:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from omr_ray.data.json_dialogues import read_dialogues
 from omr_ray.data.sources import AtelierSource, FileSource, Source, TableSource
 from omr_ray.diffusion.adapters import Adapter, export_adapter, load_adapter, model_card
 from omr_ray.evaluation import protocols, report
+from omr_ray.evaluation.results import step_phase
 from omr_ray.progress import ProgressBar
 from omr_ray.ray_session import connected
 from omr_ray.rewards.schedule import SCHEDULES
@@ -34,7 +35,17 @@ from omr_ray.workers.placement import total_cpus
 from omr_ray.workers.pool import RewardPool, RolloutPool
 
 
-def train(config: RunConfig, directory: Path, *, resume: bool) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Looking:
+    """Held-out figures while a run trains: every `every` steps but the last, on the first `dialogues` of the held-out dialogues."""
+
+    every: int
+    dialogues: int
+    intent: bool  # whether what an oracle reads is asked for, too
+    report: Callable[[int, protocols.Evaluation], None]
+
+
+def train(config: RunConfig, directory: Path, *, resume: bool, looking: Looking | None = None) -> dict[str, Any]:
     """Train, evaluate before and after on the same held-out dialogues, export the adapter, write the report."""
     source = source_from(config)
     with ExitStack() as stack:
@@ -54,12 +65,12 @@ def train(config: RunConfig, directory: Path, *, resume: bool) -> dict[str, Any]
         judge = Judge(config, reward_pool)
         tracker = stack.enter_context(closing(Tracker(directory, **config.tracking.model_dump(), sinks=[RayMetrics(config.name)])))
         tracker.truncate_after(start)
-        examine = partial(_evaluate, config, source, rollout_pool, reward_pool, directory / "evaluation")
+        examine = partial(_evaluate, source, rollout_pool, reward_pool, directory / "evaluation")
         if not (directory / "evaluation/before.json").exists():
             bar.phase("evaluate")
             bar.say("evaluating the base on held-out dialogues")
             rollout_pool.load(None)
-            examine(phase="before", weights=f"{_model_name(config)}, {_start_name(config)}")
+            examine(config, phase="before", weights=f"{_model_name(config)}, {_start_name(config)}")
         if found:
             judge.total.load(found.judge)
             rollout_pool.load(Update(policy_version=found.learner.policy_version, weights=found.learner.weights, metrics={}))
@@ -72,13 +83,14 @@ def train(config: RunConfig, directory: Path, *, resume: bool) -> dict[str, Any]
             tracker=tracker,
             checkpoints=run.checkpoints,
             progress=bar,
+            watch=Watch(config, looking, learner, rollout_pool, examine) if looking else None,
             start=start,
         )
         bar.phase("evaluate")
         bar.say("evaluating the trained policy on the same dialogues and seeds")
         state = learner.state()
         rollout_pool.load(Update(policy_version=state.policy_version, weights=state.ema or state.weights, metrics={}))
-        examine(phase="after", weights=f"{_model_name(config)} with the adapter of step {config.steps}{' (EMA)' if state.ema else ''}")
+        examine(config, phase="after", weights=_trained_name(config, config.steps, state))
         result = _finish(config, directory, state)
         bar.say(f"report: {result['report']}")
         return result
@@ -99,9 +111,31 @@ def evaluate(config: RunConfig, out: Path, *, adapter: Path | None) -> dict[str,
         closing(RewardPool(config)) as reward_pool,
     ):
         rollout_pool.load(update)
-        result = _evaluate(config, source, rollout_pool, reward_pool, out, phase="after", weights=f"{_model_name(config)}, {name}")
+        result = _evaluate(source, rollout_pool, reward_pool, out, config, phase="after", weights=f"{_model_name(config)}, {name}")
     held_out = {name: np.nanmean(getattr(result.held_out, name), axis=0).tolist() for name in ("accuracy", "preference", "diversity")}
     return {"result": str(out / "after.json"), "by_round": held_out, "rounds_to_intent": result.intent and result.intent.rounds.mean()}
+
+
+class Watch:
+    """Evaluates the policy of some steps, as its run is judged in the end: the averaged weights, where there are some."""
+
+    def __init__(
+        self, config: RunConfig, looking: Looking, learner: LearnerGroup, rollout_pool: RolloutPool, examine: Callable[..., Any]
+    ) -> None:
+        settings = config.evaluation.model_copy(update={"dialogues": looking.dialogues, "contact_sheet": 0})
+        self._config = config.model_copy(update={"evaluation": settings})
+        self._looking, self._learner, self._pool, self._examine = looking, learner, rollout_pool, examine
+
+    def look(self, step: int) -> None:
+        if step % self._looking.every or step == self._config.steps:
+            return
+        state = self._learner.state()
+        held = Update(policy_version=state.policy_version, weights=state.weights, metrics={})
+        self._pool.load(replace(held, weights=state.ema or state.weights))
+        weights = _trained_name(self._config, step, state)
+        found = self._examine(self._config, phase=step_phase(step), weights=weights, intent=self._looking.intent)
+        self._pool.load(held)
+        self._looking.report(step, found)
 
 
 class Judge:
@@ -141,16 +175,17 @@ def source_from(config: RunConfig) -> Source:
 
 
 def _evaluate(
-    config: RunConfig,
     source: Source,
     rollout_pool: RolloutPool,
     reward_pool: RewardPool,
     directory: Path,
+    config: RunConfig,
     *,
     phase: str,
     weights: str,
+    intent: bool = True,
 ) -> protocols.Evaluation:
-    """Both protocols with the policy that `rollout_pool` holds; saved to `directory`."""
+    """Both protocols with the policy that `rollout_pool` holds; saved to `directory`. Without `intent`, what needs no oracle."""
     settings = config.evaluation
     result = protocols.evaluate(
         source.held_out(settings.dialogues),
@@ -160,7 +195,7 @@ def _evaluate(
         preferences=reward_pool.preferences,
         generate=rollout_pool.generate,
         # Only pictures of the embedded world can be read exactly.
-        oracle=Oracle.from_pretrained(WEIGHTS / "oracle") if isinstance(config.model, AtelierModel) else None,
+        oracle=Oracle.from_pretrained(WEIGHTS / "oracle") if intent and isinstance(config.model, AtelierModel) else None,
         strength=config.sampler.strength,
         siblings=settings.siblings,
         max_rounds=settings.max_rounds,
@@ -200,6 +235,10 @@ def _interval(values: Mapping[str, float]) -> str:
 
 def _model_name(config: RunConfig) -> str:
     return "atelier" if isinstance(config.model, AtelierModel) else config.model.path
+
+
+def _trained_name(config: RunConfig, step: int, state: LearnerState) -> str:
+    return f"{_model_name(config)} with the adapter of step {step}{' (EMA)' if state.ema else ''}"
 
 
 def _start_name(config: RunConfig) -> str:

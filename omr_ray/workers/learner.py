@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from omr_ray.config.run import RunConfig
 from omr_ray.tracking import Span
 from omr_ray.types import Batch, LearnerState, RoundPairs, Update, UserError
-from omr_ray.workers.placement import learner_group, resources
+from omr_ray.workers.placement import in_trial, learner_group, resources
 from omr_ray.workers.supervisor import FAULTS_OF_A_MACHINE, WorkersFailed
 
 log = logging.getLogger(__name__)
@@ -149,8 +149,10 @@ class LearnerGroup:
     def _rank(self, rank: int) -> Any:
         wanted = resources(self.config.workers.learner)
         options: dict[str, Any] = {"num_cpus": wanted.get("CPU", 0), "num_gpus": wanted.get("GPU", 0)}
-        if self._placement is not None:  # else this is a Tune trial, and Ray puts the actor into the trial's group
+        if self._placement is not None:
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self._placement, placement_group_bundle_index=rank)
+        else:
+            options |= in_trial(self.config, "learner", rank)
         return LearnerActor.options(**options).remote(self.config, rank)
 
     def _tear_down(self) -> None:

@@ -5,7 +5,8 @@
 
 A label is a wish: where no node carries it, any node with enough resources will do. Inside a Ray Tune trial the
 trial's own placement group holds `bundles(config)` already, and a second group would reserve everything twice:
-there the actors go into the trial's group, without labels.
+there every actor goes into its own bundle of the trial's group, without labels. (Its own, because two small actors in
+the bundle of a larger one would leave that without room.)
 
 The first three functions need no Ray; `omr-ray plan` prints their numbers.
 """
@@ -13,6 +14,7 @@ The first three functions need no Ray; `omr-ray plan` prints their numbers.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from omr_ray.config.run import Actor, RunConfig
@@ -38,10 +40,37 @@ def learner_bundles(config: RunConfig) -> list[Resources]:
 def bundles(config: RunConfig) -> list[Resources]:
     """One bundle for every actor of a run: learner ranks, then rollout workers, then reward workers.
 
-    A Tune trial reserves these behind a first bundle for its own driver.
+    A Tune trial reserves these; its own driver takes nothing, as that of a run.
     """
     pools = (config.workers.rollout, config.workers.reward)
     return learner_bundles(config) + [bundle for actors in pools for _ in range(actors.count) if (bundle := resources(actors))]
+
+
+def groups_that_fit(wanted: Sequence[Resources], nodes: Sequence[Resources]) -> int:
+    """How many groups of `wanted` bundles the nodes hold at a time, each bundle put on the first node with room for it."""
+    free, groups = [dict(node) for node in nodes], 0
+    while all(_take(free, bundle) for bundle in wanted):
+        groups += 1
+    return groups
+
+
+def _take(free: Sequence[Resources], bundle: Resources) -> bool:
+    for node in free:
+        if all(node.get(name, 0.0) >= amount - 1e-6 for name, amount in bundle.items()):  # sums of fractions are not exact
+            for name, amount in bundle.items():
+                node[name] -= amount
+            return True
+    return False
+
+
+def bundle_index(config: RunConfig, pool: Pool, index: int) -> int:
+    """The place in `bundles(config)` of actor `index` of a pool; -1, any, for one that reserves nothing and has none."""
+    rollout, reward = config.workers.rollout, config.workers.reward
+    if pool == "learner":
+        return index
+    if not resources(rollout if pool == "rollout" else reward):
+        return -1
+    return config.learner.ranks + index + (rollout.count if pool == "reward" and resources(rollout) else 0)
 
 
 def total_cpus(config: RunConfig) -> int:
@@ -49,21 +78,33 @@ def total_cpus(config: RunConfig) -> int:
     return math.ceil(sum(bundle.get("CPU", 0) for bundle in bundles(config)))
 
 
-def actor_options(actors: Actor, pool: Pool) -> dict[str, Any]:
-    """Options of one rollout or reward actor.
+def actor_options(config: RunConfig, pool: Literal["rollout", "reward"], index: int) -> dict[str, Any]:
+    """Options of rollout or reward actor `index`.
 
     Ray restarts it whenever it dies, so that one lost between two steps is back before the next; a call that was lost
     is done again by the pool, which counts it, and not by Ray.
     """
+    actors: Actor = getattr(config.workers, pool)
     options: dict[str, Any] = {
         "num_cpus": actors.num_cpus,
         "num_gpus": actors.num_gpus,
         "max_restarts": -1,
         "max_task_retries": 0,
     }
-    if _trial_group() is None:
-        options |= {"scheduling_strategy": "SPREAD", "label_selector": {"pool": pool}, "fallback_strategy": [{"label_selector": {}}]}
-    return options
+    if trial := in_trial(config, pool, index):
+        return options | trial
+    return options | {"scheduling_strategy": "SPREAD", "label_selector": {"pool": pool}, "fallback_strategy": [{"label_selector": {}}]}
+
+
+def in_trial(config: RunConfig, pool: Pool, index: int) -> dict[str, Any]:
+    """The option that puts actor `index` of a pool into its bundle of the Tune trial it is started in; {} outside of one."""
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    group = _trial_group()
+    if group is None:
+        return {}
+    place = bundle_index(config, pool, index)
+    return {"scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=place)}
 
 
 def learner_group(config: RunConfig) -> PlacementGroup | None:

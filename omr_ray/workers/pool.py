@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import ray
 
 from omr_ray.config.rewards import InfoNce
-from omr_ray.config.run import Actors, RunConfig
+from omr_ray.config.run import RunConfig
 from omr_ray.rewards.mutual_information import rival_credits, rival_pairs
 from omr_ray.rewards.total import Scores
 from omr_ray.tracking import Span
 from omr_ray.types import Dialogue, Rollout, Trajectory, Update
-from omr_ray.workers.placement import Pool, actor_options
+from omr_ray.workers.placement import actor_options
 from omr_ray.workers.reward import RewardWorker
 from omr_ray.workers.rollout import RolloutWorker
 from omr_ray.workers.supervisor import Call, Supervisor
@@ -38,7 +38,7 @@ class RolloutPool:
 
     def __init__(self, config: RunConfig) -> None:
         self._config = config
-        self._supervisor = _supervisor("rollout", RolloutWorker, config, config.workers.rollout)
+        self._supervisor = _supervisor("rollout", RolloutWorker, config)
         self._policy: tuple[int, ray.ObjectRef | None] = (0, None)  # version, weights; one tuple, so that both change together
         self._images = 0
         self._seconds = 0.0
@@ -117,7 +117,7 @@ class RewardPool:
 
     def __init__(self, config: RunConfig) -> None:
         self._config = config
-        self._supervisor = _supervisor("reward", RewardWorker, config, config.workers.reward)
+        self._supervisor = _supervisor("reward", RewardWorker, config)
 
     def ready(self) -> None:
         """Wait for the first worker. Raises UserError where a model or a term's scorer cannot be loaded."""
@@ -175,16 +175,16 @@ def step_seed(seed: int, step: int) -> int:
     return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def _supervisor(pool: Pool, worker: type, config: RunConfig, actors: Actors) -> Supervisor:
+def _supervisor(pool: Literal["rollout", "reward"], worker: type, config: RunConfig) -> Supervisor:
     limits = config.workers
 
-    def start() -> Any:
-        return ray.remote(worker).options(**actor_options(actors, pool)).remote(config)
+    def start(index: int) -> Any:
+        return ray.remote(worker).options(**actor_options(config, pool, index)).remote(config)
 
     return Supervisor(
         pool,
         start,
-        count=actors.count,
+        count=getattr(limits, pool).count,
         max_attempts=limits.max_attempts,
         timeout_s=limits.timeout_s,
         start_timeout_s=limits.start_timeout_s,

@@ -68,12 +68,14 @@ class _Worker:
 class Supervisor:
     """Starts `count` actors at once and without waiting; the first `run` waits for the first of them.
 
+    `start(index)` starts one; what replaces it gets the same index.
+
     Errors of `run`: UserError as raised by a worker; WorkersFailed after `max_attempts` of one call, or when no worker
     can be started; a programming error as Ray reports it, at once, because doing it again would not help.
     """
 
     def __init__(
-        self, name: str, start: Callable[[], Any], *, count: int, max_attempts: int, timeout_s: float, start_timeout_s: float
+        self, name: str, start: Callable[[int], Any], *, count: int, max_attempts: int, timeout_s: float, start_timeout_s: float
     ) -> None:
         self._name, self._start = name, start
         self._max_attempts, self._timeout_s, self._start_timeout_s = max_attempts, timeout_s, start_timeout_s
@@ -137,7 +139,7 @@ class Supervisor:
             ray.kill(worker.handle)
 
     def _bring_up(self, worker: _Worker) -> None:
-        worker.handle = self._start()
+        worker.handle = self._start(worker.index)
         self._begin(worker, None, worker.handle.ready.remote(), self._start_timeout_s)
 
     def _begin(self, worker: _Worker, job: _Job | None, ref: Any, limit: float) -> None:

@@ -38,7 +38,7 @@ class Toy:
 
 def supervisor(count=2, toy=(), **limits):
     limits = {"max_attempts": 3, "timeout_s": 30.0, "start_timeout_s": 30.0} | limits
-    return Supervisor("toy", lambda: ray.remote(Toy).options(num_cpus=0.5, max_restarts=-1).remote(*toy), count=count, **limits)
+    return Supervisor("toy", lambda _: ray.remote(Toy).options(num_cpus=0.5, max_restarts=-1).remote(*toy), count=count, **limits)
 
 
 def faults(tmp_path, count):
@@ -100,7 +100,7 @@ def test_no_worker_can_start():
 
 
 def test_a_cluster_without_room_is_an_error_after_the_limit():
-    start = lambda: ray.remote(Toy).options(num_cpus=1000).remote()  # noqa: E731
+    start = lambda _: ray.remote(Toy).options(num_cpus=1000).remote()  # noqa: E731
     toys = Supervisor("toy", start, count=1, max_attempts=2, timeout_s=30.0, start_timeout_s=0.2)
     with pytest.raises(WorkersFailed, match=r"no answer within 0.2 s \(workers.start_timeout_s\)"):
         toys.run([Call(method="echo", args=(1,), what="echo")])
