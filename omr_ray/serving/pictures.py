@@ -89,4 +89,3 @@ def read_upload(content: bytes, *, most_pixels: int) -> tuple[np.ndarray, Recipe
         return image, None if told is None else Recipe.model_validate_json(told)
     except ValidationError:
         return image, None
-

@@ -65,6 +65,14 @@ def load(transaction: Transaction, owner: str, id: str) -> Kept:
     return _kept(stored, transaction.scalars(_rounds_of(id)).all())
 
 
+def find(transaction: Transaction, id: str) -> Session:
+    """For who works on it, whoever owns it. Raises NotFound."""
+    stored = transaction.get(StoredSession, id)
+    if stored is None:
+        raise NotFound(f"session {id!r:.80}")
+    return _kept(stored, transaction.scalars(_rounds_of(id)).all()).session
+
+
 def summaries(transaction: Transaction, owner: str, *, after: str | None, limit: int) -> list[Summary]:
     """The owner's dialogues, the newest first, `limit` and one more where there are more."""
     rows = select(StoredSession).where(StoredSession.owner == owner, StoredSession.kind == "dialogue")
@@ -131,6 +139,10 @@ def tell(transaction: Transaction, id: str, kind: Kind, round: int, data: Schema
 def events(transaction: Transaction, id: str, after: int, limit: int = 200) -> list[StoredEvent]:
     wanted = select(StoredEvent).where(StoredEvent.session_id == id, StoredEvent.id > after)
     return list(transaction.scalars(wanted.order_by(StoredEvent.id).limit(limit)))
+
+
+def exists(transaction: Transaction, id: str) -> bool:
+    return transaction.get(StoredSession, id) is not None
 
 
 def shown_in(transaction: Transaction, owner: str, address: str) -> tuple[StoredRound | None, bool]:
