@@ -106,6 +106,9 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--out", type=Path, required=True, help="PNG file")
     _data_commands(commands)
     _reward_commands(commands)
+    serve = _command(commands, "serve", _serve, "the dialogue as a service, on Ray Serve", config=True)
+    serve.add_argument("--build", type=Path, metavar="FILE", help="write the Serve YAML for a cluster instead of serving here")
+    serve.add_argument("--new-key", metavar="OWNER", help="make an API key, print it and end")
     return parser
 
 
@@ -236,6 +239,21 @@ def _reward_evaluate(options: argparse.Namespace) -> dict:
     policy = RunConfig.load(options.policy) if options.policy else None
     loading = {"engine": options.engine, "dtype": options.dtype, "device": options.device}
     return evaluate(options.model, options.data, options.out, limit=options.limit, policy=policy, prompts=options.prompts, **loading)
+
+
+def _serve(options: argparse.Namespace) -> dict:
+    from omr_ray.config.serve import ServeConfig
+
+    config = ServeConfig.load(options.config, options.overrides)
+    from omr_ray.serving import launch
+
+    if options.build is not None:
+        return launch.write_deployment(config, options.build)
+    if options.new_key is not None:
+        made = launch.new_key(config, options.new_key)
+        print(f"key of {made['owner']}, shown once: {made['key']}", file=sys.stderr)
+        return made
+    return launch.run(config)
 
 
 def _data_build(options: argparse.Namespace) -> dict:

@@ -16,7 +16,7 @@ from omr_ray.diffusion.prompt_elements import element_weights
 from omr_ray.diffusion.text import Text
 
 if TYPE_CHECKING:
-    from omr_ray.diffusion.sampler import MultiRoundSampler
+    from omr_ray.diffusion.sampler import AfterStep, MultiRoundSampler
 
 Item = TypeVar("Item")
 
@@ -44,13 +44,14 @@ def generate_guided(
     heat_maps: np.ndarray | None = None,
     attention: AttendAndExcite | None = None,
     kept: Sequence[int] = (),
+    after_step: AfterStep | None = None,
 ) -> Generation:
     """One round of N samples. Without `from_latents` [N C h w] it is a first round; with them a later one, noised to `strength`
     (by default that of round 2).
 
     heat_maps f32 [N K H W] of `diffusion/pose.py`, which the policy's ControlNet reads. Where no sample is misaligned beyond
     the threshold of `attention`, all is bit for bit what it is without it. kept: numbers (0 is the schedule's first) of
-    the steps to store, ascending. The sample of a (prompt, seed, latent, pose) does not depend on the others.
+    the steps to store, ascending. after_step: see `denoise`. The sample of a (prompt, seed, latent, pose) does not depend on the others.
     """
     executed = sampler.steps if from_latents is None else executed_steps(strength or sampler.strength[0], sampler.steps)
     parts = []
@@ -58,7 +59,7 @@ def generate_guided(
         ids = sampler.policy.tokenize([prompts[row] for row in rows])
         noise = sampler.noise([seeds[row] for row in rows], executed)
         start, pose = (None if given is None else torch.tensor(given[rows], device=noise.device) for given in (from_latents, heat_maps))
-        parts.append(_generate_part(sampler, ids, noise, start, pose, attention, kept))
+        parts.append(_generate_part(sampler, ids, noise, start, pose, attention, kept, after_step))
     return Generation(**{field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Generation)})
 
 
@@ -70,11 +71,12 @@ def _generate_part(
     heat_maps: Tensor | None,
     attention: AttendAndExcite | None,
     kept: Sequence[int],
+    after_step: AfterStep | None,
 ) -> Generation:
     """Rows that go through the UNet together."""
     text, count = sampler.policy.encode_text(ids), len(ids)
     excite = None if attention is None else _Excite(attention, sampler, ids, text, heat_maps)
-    final, stored = sampler.denoise(text, noise, start, np.tile(np.array(kept, np.int64), (count, 1)), heat_maps, excite)
+    final, stored = sampler.denoise(text, noise, start, np.tile(np.array(kept, np.int64), (count, 1)), heat_maps, excite, after_step)
     return Generation(
         images=sampler.policy.render(final),
         latents=final.cpu().numpy(),

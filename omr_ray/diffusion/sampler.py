@@ -27,6 +27,7 @@ from omr_ray.diffusion.text import Text
 from omr_ray.types import Dialogue, Rollout, Trajectory, UserError
 
 BeforeStep = Callable[[Tensor, int], Tensor]  # latents [n C H W] and the number of the step -> the latents it starts from
+AfterStep = Callable[[int, int, Tensor], None]  # steps done and steps in all, and x0 [n C H W] as it looks now; may raise to stop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,12 +162,13 @@ class MultiRoundSampler:
         kept: np.ndarray,
         heat_maps: Tensor | None = None,
         before_step: BeforeStep | None = None,
+        after_step: AfterStep | None = None,
     ) -> tuple[Tensor, StoredSteps]:
         """Run the last `noise.shape[1] - 1` steps.
 
         noise [n, 1 + executed, C, H, W]: the starting noise, then one for each step; start [n C H W] or None for pure
         noise; kept i64 [n K]: numbers of the steps to store, ascending, counted from the schedule's first as 0. heat_maps
-        [n K H W] where a pose leads; `before_step` may move the latents that a step starts from.
+        [n K H W] where a pose leads; `before_step` may move the latents that a step starts from, `after_step` sees what it made.
         """
         count, begin, device = len(noise), self.steps - (noise.shape[1] - 1), noise.device
         timesteps = torch.tensor(self.timesteps, device=device).expand(count, -1)
@@ -183,7 +185,7 @@ class MultiRoundSampler:
             if before_step is not None:
                 latents = before_step(latents, step)
             times = timesteps[:, step], previous[:, step]
-            mean, sigma, _ = self.policy.step(latents, *times, text, eta=self.eta, guidance_scale=self.guidance_scale, heat_maps=heat_maps)
+            mean, sigma, x0 = self.policy.step(latents, *times, text, eta=self.eta, guidance_scale=self.guidance_scale, heat_maps=heat_maps)
             following = mean + per_row(sigma, mean) * noise[:, 1 + step - begin]
             if step in places:
                 rows, slots = places[step]
@@ -191,6 +193,8 @@ class MultiRoundSampler:
                 stored.latents[rows, slots], stored.next_latents[rows, slots] = latents[rows], following[rows]
                 stored.log_probs[rows, slots] = log_prob(following[rows], mean[rows], sigma[rows])
             latents = following
+            if after_step is not None:
+                after_step(1 + step - begin, self.steps - begin, x0)
         return latents, stored
 
     # -- which steps, and which noise ------------------------------------------------------------------------------------

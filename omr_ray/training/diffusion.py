@@ -25,11 +25,11 @@ from omr_ray.data.store import Folder, StoredTable
 from omr_ray.diffusion.adapters import Adapter, export_adapter, model_card
 from omr_ray.diffusion.loading import save_pipeline
 from omr_ray.diffusion.policy import Policy
+from omr_ray.loading import device_for, model_path, policy_from
 from omr_ray.training.diffusion_objective import DialoguePart, SupervisedObjective
 from omr_ray.training.loop import learn, load, run_workers
 from omr_ray.types import LearnerState, UserError
 from omr_ray.workers.learner_engine import use_group
-from omr_ray.workers.loading import device_for, model_path, policy_from
 
 ADAPTER, MODEL = "adapter", "model"  # what came out, in the run directory: `lora.start`, or `model.path` of another run
 ENCODED_ROUNDS = 32  # that go through the autoencoder and the text encoders together

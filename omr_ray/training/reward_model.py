@@ -13,13 +13,13 @@ import yaml
 from omr_ray.config.reward_model import RewardRun
 from omr_ray.data.sources import places
 from omr_ray.data.store import StoredTable
+from omr_ray.loading import device_for, reward_model_path
 from omr_ray.training.loop import learn, load, run_workers
 from omr_ray.training.reward_objective import PairPart, PreferenceObjective
 from omr_ray.types import UserError
 from omr_ray.vlm.inputs import decoded
 from omr_ray.vlm.trainable import TrainableRewardModel
 from omr_ray.workers.learner_engine import use_group
-from omr_ray.workers.loading import device_for, reward_model_path
 
 MODEL = "model"  # what came out, in the run directory: `rewards.preference.path` of a training run over dialogues
 

@@ -90,7 +90,7 @@ class TrainableRewardModel(RewardModel):
             self.head = head
 
     def save(self, path: Path, base: str) -> None:
-        """What `workers.loading.reward_model_from` reads: a PEFT adapter that names its `base`, or the whole model; and the head."""
+        """What `loading.reward_model_from` reads: a PEFT adapter that names its `base`, or the whole model; and the head."""
         if isinstance(self.network, PeftModel):
             self.network.peft_config["default"].base_model_name_or_path = base
             self.network.save_pretrained(str(path))

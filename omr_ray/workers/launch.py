@@ -21,6 +21,7 @@ from omr_ray.data.sources import AtelierSource, FileSource, Source, TableSource
 from omr_ray.diffusion.adapters import Adapter, export_adapter, load_adapter, model_card
 from omr_ray.evaluation import protocols, report
 from omr_ray.evaluation.results import step_phase
+from omr_ray.loading import model_path
 from omr_ray.progress import ProgressBar
 from omr_ray.ray_session import connected
 from omr_ray.rewards.schedule import SCHEDULES
@@ -29,7 +30,6 @@ from omr_ray.runs import RunDirectory, write_text_atomic
 from omr_ray.tracking import Span, Tracker
 from omr_ray.types import LearnerState, Rollout, ScoredRollout, Update
 from omr_ray.workers.learner import LearnerGroup
-from omr_ray.workers.loading import model_path
 from omr_ray.workers.metrics import RayMetrics
 from omr_ray.workers.placement import total_cpus
 from omr_ray.workers.pool import RewardPool, RolloutPool

@@ -41,9 +41,9 @@ class LearnerWorker:
 
     def start(self, address: tuple[str, int], local_rank: int, state: LearnerState | None) -> LearnerState | None:
         """Join the group and load everything; returns the state to begin with (rank 0)."""
+        from omr_ray.loading import device_for
         from omr_ray.workers.learner_engine import join_group  # torch and DeepSpeed stay out of the driver
         from omr_ray.workers.learner_step import LearnerRank
-        from omr_ray.workers.loading import device_for
 
         workers = self._config.workers
         device = device_for(workers.learner, "learner")

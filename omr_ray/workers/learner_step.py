@@ -14,10 +14,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from omr_ray.config.run import DiffusersModel, Ppo, RunConfig
+from omr_ray.loading import policy_from, reward_model_from
 from omr_ray.types import Batch, LearnerState, RoundPairs
 from omr_ray.workers.learner_engine import AdapterEngine
 from omr_ray.workers.learner_objective import Objective, PairPart, RewardPart, Score, finite_rows, shares
-from omr_ray.workers.loading import policy_from, reward_model_from
 
 MEANS = {"ratio": "ratio_mean", "clipped": "clip_fraction", "reward": "one_step_reward", "diversity": "one_step_diversity"}
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from omr_ray.config.run import RunConfig
-from omr_ray.workers.loading import device_for, reward_engine_from
+from omr_ray.loading import device_for, reward_engine_from
 from omr_ray.workers.scorers import Score, scorer_from
 
 if TYPE_CHECKING:

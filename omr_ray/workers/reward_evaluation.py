@@ -13,8 +13,8 @@ from omr_ray.config.rewards import PreferenceModel
 from omr_ray.config.run import RunConfig
 from omr_ray.data.store import StoredTable
 from omr_ray.evaluation import reward
+from omr_ray.loading import reward_engine_from
 from omr_ray.vlm.inputs import decoded_bytes
-from omr_ray.workers.loading import reward_engine_from
 from omr_ray.workers.selection import select
 
 

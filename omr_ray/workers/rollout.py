@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from omr_ray.config.run import RunConfig
+from omr_ray.loading import device_for, policy_from, sampler_from
 from omr_ray.types import Dialogue, Rollout
-from omr_ray.workers.loading import device_for, policy_from, sampler_from
 
 if TYPE_CHECKING:
     from omr_ray.diffusion.sampler import MultiRoundSampler

@@ -11,8 +11,8 @@ import numpy as np
 
 from omr_ray.config.rewards import HttpScorer, ImageRewardScorer, Term
 from omr_ray.config.run import RunConfig
+from omr_ray.loading import device_for
 from omr_ray.types import UserError
-from omr_ray.workers.loading import device_for
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from omr_ray.config.reading import with_overrides
+from omr_ray.loading import policy_from
 from omr_ray.types import Update
-from omr_ray.workers.loading import policy_from
 from omr_ray.workers.pool import RewardPool, RolloutPool
 from omr_ray.workers.supervisor import WorkersFailed
 from tests.ray import test_reward_pool as reward

@@ -11,10 +11,10 @@ from PIL import Image
 from omr_ray.config.finetune import FinetuneRun
 from omr_ray.config.run import DiffusersModel, Lora
 from omr_ray.data.store import Folder, Shard
+from omr_ray.loading import policy_from
 from omr_ray.training import diffusion as training
 from omr_ray.types import UserError
 from omr_ray.weights import read_safetensors
-from omr_ray.workers.loading import policy_from
 from tests.tiny import make_tiny_sd, make_tiny_sdxl
 from tests.train_workers import changed, kill_a_worker_after, lines
 

@@ -12,13 +12,13 @@ import torch
 from omr_ray.algorithm.gaussian import log_prob
 from omr_ray.config.run import Learner, RunConfig
 from omr_ray.diffusion.features import features
+from omr_ray.loading import policy_from, sampler_from
 from omr_ray.rewards.diversity import mean_of_others
 from omr_ray.types import Batch, Dialogue, LearnerState, Round, RoundPairs, UserError
 from omr_ray.workers.learner import LearnerGroup, LearnerWorker
 from omr_ray.workers.learner_engine import deepspeed_config, join_group, leave_group
 from omr_ray.workers.learner_objective import finite_rows, shares
 from omr_ray.workers.learner_step import LearnerRank
-from omr_ray.workers.loading import policy_from, sampler_from
 from tests.tiny import make_tiny_sd
 from tests.tiny_qwen import make_tiny_qwen
 

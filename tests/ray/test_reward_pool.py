@@ -14,9 +14,9 @@ from PIL import Image
 
 from omr_ray.config.rewards import PreferenceModel
 from omr_ray.config.run import RunConfig
+from omr_ray.loading import reward_model_from
 from omr_ray.types import Dialogue, Rollout, Round, Trajectory, UserError
 from omr_ray.vlm.image_reward import ImageReward
-from omr_ray.workers.loading import reward_model_from
 from omr_ray.workers.pool import RewardPool
 from omr_ray.workers.reward import RewardWorker
 from tests.tiny_image_reward import make_tiny_image_reward

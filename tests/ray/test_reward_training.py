@@ -12,12 +12,12 @@ from omr_ray.config.reward_model import RewardRun
 from omr_ray.config.rewards import PreferenceModel
 from omr_ray.data.rows import write_part
 from omr_ray.data.store import StoredTable
+from omr_ray.loading import reward_model_from
 from omr_ray.training import reward_model as training
 from omr_ray.training.loop import learning_rate
 from omr_ray.types import UserError
 from omr_ray.vlm.inputs import decoded
 from omr_ray.weights import read_safetensors
-from omr_ray.workers.loading import reward_model_from
 from tests.tiny_qwen import make_tiny_qwen
 from tests.train_workers import changed, kill_a_worker_after, lines
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from omr_ray.config.run import RunConfig
+from omr_ray.loading import policy_from, sampler_from
 from omr_ray.types import Dialogue, Rollout, Round, Update, UserError
-from omr_ray.workers.loading import policy_from, sampler_from
 from omr_ray.workers.pool import RolloutPool, step_seed
 from tests.tiny import make_tiny_sd
 

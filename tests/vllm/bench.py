@@ -8,9 +8,9 @@ import time
 import numpy as np
 import torch
 
+from omr_ray.loading import reward_model_path
 from omr_ray.vlm.reward_model import RewardModel
 from omr_ray.vlm.vllm_engine import VllmRewardModel
-from omr_ray.workers.loading import reward_model_path
 from tests.vllm.pairs import dialogue_pairs
 
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from omr_ray.loading import reward_model_path
 from omr_ray.types import UserError
 from omr_ray.vlm.reward_model import RewardModel
 from omr_ray.vlm.vllm_engine import VllmRewardModel
-from omr_ray.workers.loading import reward_model_path
 from tests.vllm.engines import alone, assert_alike
 from tests.vllm.pairs import dialogue_pairs, pairs_of_many_sizes
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from omr_ray.config.rewards import PreferenceModel
+from omr_ray.loading import reward_engine_from, reward_model_path
 from omr_ray.types import UserError
 from omr_ray.vlm.reward_model import RewardModel
 from omr_ray.vlm.trainable import TrainableRewardModel
 from omr_ray.vlm.vllm_engine import VllmRewardModel
-from omr_ray.workers.loading import reward_engine_from, reward_model_path
 from tests.tiny_qwen import make_tiny_qwen
 from tests.vllm.engines import alone, assert_alike
 from tests.vllm.pairs import dialogue_pairs, pairs_of_many_sizes

@@ -5,8 +5,8 @@ import psutil
 import pytest
 import ray
 
+from omr_ray.loading import reward_model_path
 from omr_ray.vlm.reward_model import RewardModel
-from omr_ray.workers.loading import reward_model_path
 from omr_ray.workers.pool import RewardPool
 from tests.ray.conftest import local_ray  # noqa: F401
 from tests.ray.test_reward_pool import config, rollout

@@ -18,9 +18,9 @@ from omr_ray.atelier.stages.renders import make_posed_renders, make_renders
 from omr_ray.atelier.world import random_scene
 from omr_ray.config.generation import AtelierPose
 from omr_ray.diffusion.policy import Policy
+from omr_ray.loading import pose_estimator_from
 from omr_ray.types import UserError
 from omr_ray.weights import check_directory
-from omr_ray.workers.loading import pose_estimator_from
 
 
 def estimator(seed=0):

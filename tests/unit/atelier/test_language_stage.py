@@ -22,11 +22,11 @@ from omr_ray.atelier.stages.language_losses import NOT_SAID, LanguageLosses, wit
 from omr_ray.atelier.stages.talk import ORDERS, draw_talk
 from omr_ray.atelier.world import ASPECTS, parse, random_scene
 from omr_ray.config.dialogue import TransformersLanguage
+from omr_ray.loading import language_model_from
 from omr_ray.types import UserError
 from omr_ray.vlm.inputs import ConversationInputs
 from omr_ray.vlm.templates import DESCRIBE, SPLIT, TO_PROMPT
 from omr_ray.vlm.transformers_engine import TransformersEngine
-from omr_ray.workers.loading import language_model_from
 from tests.tiny_qwen import make_tiny_qwen
 
 IMAGE = np.zeros((32, 32, 3), np.uint8)

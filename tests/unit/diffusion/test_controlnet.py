@@ -10,8 +10,8 @@ from omr_ray.config.run import AtelierModel, DiffusersModel, RunConfig, Sampler
 from omr_ray.diffusion.attend_and_excite import AttendAndExcite
 from omr_ray.diffusion.generation import generate_guided
 from omr_ray.diffusion.policy import Policy
+from omr_ray.loading import policy_from, sampler_from
 from omr_ray.types import UserError
-from omr_ray.workers.loading import policy_from, sampler_from
 from tests.unit.diffusion.conftest import moved
 
 KEYPOINTS = 3

@@ -9,8 +9,8 @@ from onnx import TensorProto, helper
 
 from omr_ray.config.generation import OnnxPose as OnnxPoseConfig
 from omr_ray.diffusion.onnx_pose import OnnxPose
+from omr_ray.loading import pose_estimator_from
 from omr_ray.types import UserError
-from omr_ray.workers.loading import pose_estimator_from
 
 
 def make_model(path, outputs=("x", "y")):

@@ -9,10 +9,10 @@ import torch
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from omr_ray.config.rewards import PreferenceModel
+from omr_ray.loading import reward_engine_from
 from omr_ray.types import UserError
 from omr_ray.vlm.inputs import patchify, resized
 from omr_ray.vlm.vllm_engine import cpu_cache_bytes, longest_input
-from omr_ray.workers.loading import reward_engine_from
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")

@@ -1,10 +1,10 @@
 import pytest
 
 from omr_ray.config.dialogue import OpenAiLanguage, TransformersLanguage
+from omr_ray.loading import language_model_from
 from omr_ray.types import UserError
 from omr_ray.vlm.engine import Message
 from omr_ray.vlm.openai_engine import OpenAiEngine
-from omr_ray.workers.loading import language_model_from
 from tests.tiny_qwen import make_tiny_qwen
 
 

@@ -1,0 +1,1 @@
+"""The dialogue of TDRI as a service on Ray Serve."""

@@ -1,0 +1,91 @@
+"""Pictures by content: an address is the SHA-256 of pixels and latents. PNG beside safetensors, here or in a bucket."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import re
+import uuid
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+from pydantic import ValidationError
+from safetensors.numpy import load, save
+
+from omr_ray.data.store import Folder
+from omr_ray.dialogue.engine import Picture
+from omr_ray.serving.schemas import ADDRESS, Recipe
+from omr_ray.types import UserError
+
+CHUNK = "omr_ray"  # of a PNG, holds its recipe
+FORMATS = ("PNG", "JPEG", "WEBP")
+
+
+class PictureStore:
+    """As dialogue.engine.Pictures. Raises UserError for a place that cannot be used."""
+
+    def __init__(self, path: str) -> None:
+        self._folder = Folder(path)
+
+    def put(self, picture: Picture) -> str:
+        address = address_of(picture)
+        png = f"{address[:2]}/{address}.png"
+        if not self._folder.exists(png):
+            if picture.latents is not None:
+                self._write(png.replace(".png", ".safetensors"), save({"latents": np.ascontiguousarray(picture.latents)}))
+            self._write(png, to_png(picture.image))  # last: where it is, all is
+        return address
+
+    def get(self, address: str) -> Picture:
+        """Raises FileNotFoundError."""
+        if not re.fullmatch(ADDRESS, address):
+            raise FileNotFoundError(address)
+        name = f"{address[:2]}/{address}"
+        with Image.open(io.BytesIO(self._folder.read(f"{name}.png"))) as opened:
+            image = np.array(opened.convert("RGB"))
+        latents = f"{name}.safetensors"
+        return Picture(image=image, latents=load(self._folder.read(latents))["latents"] if self._folder.exists(latents) else None)
+
+    def _write(self, name: str, content: bytes) -> None:
+        """Two processes may write the same picture at once: each under a name of its own, then it is moved."""
+        part = f"{name}.{uuid.uuid4().hex}"
+        self._folder.write(part, content)
+        self._folder.fs.move(self._folder.at(part), self._folder.at(name))
+
+
+def address_of(picture: Picture) -> str:
+    digest = hashlib.sha256(repr(picture.image.shape).encode() + np.ascontiguousarray(picture.image).tobytes())
+    if picture.latents is not None:
+        digest.update(np.ascontiguousarray(picture.latents).tobytes())
+    return digest.hexdigest()
+
+
+def to_png(image: np.ndarray, recipe: Recipe | None = None) -> bytes:
+    """u8 [H W 3]."""
+    chunks = PngImagePlugin.PngInfo()
+    if recipe is not None:
+        chunks.add_itxt(CHUNK, recipe.model_dump_json())
+    written = io.BytesIO()
+    Image.fromarray(image).save(written, "PNG", pnginfo=chunks)
+    return written.getvalue()
+
+
+def to_base64(image: np.ndarray) -> str:
+    return base64.b64encode(to_png(image)).decode()
+
+
+def read_upload(content: bytes, *, most_pixels: int) -> tuple[np.ndarray, Recipe | None]:
+    """An image that a user sent, u8 [H W 3], and its recipe. Raises UserError; its pixels are counted before it is opened."""
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
+            if opened.width * opened.height > most_pixels:
+                raise UserError(f"an image has at most {most_pixels} pixels, got {opened.width} x {opened.height}; make it smaller")
+            image = np.array(opened.convert("RGB"))
+            told = getattr(opened, "text", {}).get(CHUNK)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        raise UserError("the file is no readable PNG, JPEG or WebP image; send another") from None
+    try:
+        return image, None if told is None else Recipe.model_validate_json(told)
+    except ValidationError:
+        return image, None
