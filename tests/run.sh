@@ -11,6 +11,8 @@ if [ "${1:-}" = vllm ]; then
   exec .venv-vllm/bin/python -m pytest -q tests/vllm --durations=10 "${@:2}"
 fi
 source jobs/environment.sh
+# The service is tested on a real PostgreSQL server.
+ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { apt-get update -qq && apt-get install -y -qq postgresql; } >&2
 bin=.venv/bin
 if [ $# -eq 0 ] || [ "$1" = slow ]; then
   $bin/ruff check . && $bin/ruff format --check . && $bin/mypy

@@ -110,7 +110,7 @@ class RemoteModels:
         raise AssertionError
 
     def _paint_once(self, commission: Commission, watch: Callable[..., None], stop: threading.Event) -> Picture:
-        stream = self._diffusion.options(stream=True).paint.remote(commission)
+        stream: Any = self._diffusion.options(stream=True).paint.remote(commission)
         over = threading.Event()
 
         def cancel_when_told() -> None:

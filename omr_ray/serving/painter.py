@@ -33,7 +33,8 @@ class Painter:
         self._pose = None if config.pose is None else pose_estimator_from(config.pose.estimator, device)
         self._attention = None if config.attention is None else AttendAndExcite(self._policy, **config.attention.model_dump())
         self._adapters = AdapterCache(config.adapters, rank=config.lora.rank, alpha=config.lora.alpha, kept=config.adapters_kept)
-        self._own, self._worn = self._policy.lora_weights(), None
+        self._own = self._policy.lora_weights()
+        self._worn: str | None = None
         self._lock = threading.Lock()
 
     def paint(self, commission: Commission, watch: Watch) -> Picture:
