@@ -1,4 +1,4 @@
-"""A sweep: many trainings under Ray Tune, each a whole multi-actor run in a placement group of its own.
+"""A sweep of the reward schedule (OMR eq. 9, fig. 3): many trainings under Ray Tune, each a whole run in its own placement group.
 
     search ──point──► trial: driver ─► learner ranks, rollout workers, reward workers ──figures──► scheduler, search
                         └── run directory (checkpoints, metrics, report)                             └── stop, exchange, next point

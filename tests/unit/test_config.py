@@ -8,6 +8,8 @@ from omr_ray.config.generation import AttendAndExcite, Pose
 from omr_ray.config.reading import dump, with_overrides
 from omr_ray.config.reward_model import RewardRun
 from omr_ray.config.run import RunConfig
+from omr_ray.config.serve import ServeConfig
+from omr_ray.config.sweep import SweepConfig
 from omr_ray.types import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -23,7 +25,8 @@ def refused(*overrides: str) -> str:
 
 @pytest.mark.parametrize("file", sorted(p.name for p in CONFIGS.glob("*.yaml")))
 def test_every_shipped_config_loads_and_survives_a_dump(file, tmp_path):
-    kind = FinetuneRun if file.endswith("_dialogue.yaml") else {"data": DataConfig, "reward": RewardRun}.get(file.split("_")[0], RunConfig)
+    kinds = {"data": DataConfig, "reward": RewardRun, "serve": ServeConfig, "sweep": SweepConfig}
+    kind = FinetuneRun if file.endswith("_dialogue.yaml") else kinds.get(file.split("_")[0], RunConfig)
     loaded = kind.load(CONFIGS / file)
     (tmp_path / "again.yaml").write_text(dump(loaded))
     assert kind.load(tmp_path / "again.yaml") == loaded

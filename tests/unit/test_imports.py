@@ -18,7 +18,7 @@ ALLOWED = {
     "vlm": {"types", "config", "weights", "algorithm", "rewards"},
     "dialogue": {"types", "config", "vlm"},
     "data": {"types", "config", "weights", "progress", "atelier"},
-    "controller": {"types", "config", "tracking", "algorithm"},
+    "controller": {"types", "config", "tracking", "algorithm", "rewards"},
     "runs": {"types", "config", "weights"},
     "cli": {"types"},
 }
