@@ -59,9 +59,6 @@ class AdapterCache:
                     del self._loaded[name]
                     self._users.pop(name, None)
 
-    def __contains__(self, id: str) -> bool:
-        return id in self._loaded
-
     def _load(self, id: str) -> Weights:
         from omr_ray.diffusion.adapters import load_adapter
 
