@@ -1,6 +1,8 @@
 """How fast a config runs on this machine, measured with the real actors: rollout, learner, or the whole loop.
 
 Every figure is the median over `repeats` calls after one that is not counted (it loads models and warms caches).
+The controller alone, over simulated workers, is `omr_ray/control_plane.py`.
+
 Weights are the config's model without an adapter; the learner's rewards are drawn at random, which costs the same.
 """
 
@@ -20,7 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 import psutil
 
-from omr_ray import controller, overlapped
+from omr_ray import control_plane, controller, overlapped
 from omr_ray.config.run import RunConfig
 from omr_ray.tracking import Span
 from omr_ray.types import LearnerState, RewardBreakdown, Rollout, ScoredRollout, Update, UserError
@@ -30,9 +32,14 @@ SAMPLE_EVERY_S = 1.0  # reading it costs milliseconds a process
 
 
 def bench(config: RunConfig, *, what: str, repeats: int) -> dict[str, Any]:
-    """Measure "rollout", "learner", "end-to-end" or "all"; returns plain values. Raises UserError for no repeats."""
+    """Measure "rollout", "learner", "end-to-end", all three, or "control-plane", which starts no Ray; returns plain values.
+
+    Raises UserError for no repeats.
+    """
     if repeats < 1:
         raise UserError(f"--repeats must be at least 1, got {repeats}; raise it")
+    if what == "control-plane":
+        return {"config": config.name, "repeats": repeats, "machine": _machine(), what: control_plane.measure(config, repeats)}
     from omr_ray.ray_session import connected
     from omr_ray.workers.placement import total_cpus
 

@@ -87,8 +87,8 @@ def _parser() -> argparse.ArgumentParser:
     plan = _command(commands, "plan", _plan, "actors, placement, memory and traffic, without loading anything", config=True)
     del plan
 
-    bench = _command(commands, "bench", _bench, "measure rollout, learner or a whole step", config=True)
-    bench.add_argument("--what", choices=["rollout", "learner", "end-to-end", "all"], default="all")
+    bench = _command(commands, "bench", _bench, "measure rollout, learner, a whole step, or the controller alone", config=True)
+    bench.add_argument("--what", choices=["rollout", "learner", "end-to-end", "all", "control-plane"], default="all")
     bench.add_argument("--repeats", type=int, default=3)
 
     trace = _command(commands, "trace", _trace, "write the timeline of a run in the Chrome trace format")

@@ -51,7 +51,7 @@ class Plan:
 
 def plan(config: RunConfig) -> Plan:
     """Work out what `config` will ask for. Raises UserError if an actor or all of them together do not fit the cluster."""
-    model, reward = _shapes(config)
+    model, reward = shapes_of(config)
     notes: list[str] = []
     height, width = config.sampler.height or model.pixels[0], config.sampler.width or model.pixels[1]
     if height % model.vae_factor or width % model.vae_factor:
@@ -87,7 +87,7 @@ def _unknown(term: Term) -> bool:
     return isinstance(scorer, FunctionScorer) or (isinstance(scorer, ImageRewardScorer) and not Path(scorer.path).is_dir())
 
 
-def _shapes(config: RunConfig) -> tuple[DiffusionShape, RewardShape]:
+def shapes_of(config: RunConfig) -> tuple[DiffusionShape, RewardShape]:
     model = shape_of(config.model.path) if isinstance(config.model, DiffusersModel) else replace(shape_of(str(WEIGHTS)), name="atelier")
     path = config.rewards.preference.path
     reward = replace(reward_shape_of(str(WEIGHTS / "reward_model")), name="atelier") if path == "atelier" else reward_shape_of(path)

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-import ray
 
 from omr_ray.config.rewards import InfoNce
 from omr_ray.config.run import RunConfig
@@ -20,9 +19,9 @@ from omr_ray.rewards.mutual_information import rival_credits, rival_pairs
 from omr_ray.rewards.total import Scores
 from omr_ray.tracking import Span
 from omr_ray.types import Dialogue, Rollout, Trajectory, Update
-from omr_ray.workers.placement import actor_options
 from omr_ray.workers.reward import RewardWorker
 from omr_ray.workers.rollout import RolloutWorker
+from omr_ray.workers.runtime import PoolName, RayRuntime, Runtime
 from omr_ray.workers.supervisor import Call, Supervisor
 
 T = TypeVar("T")
@@ -36,10 +35,10 @@ class RolloutPool:
     Errors of `sample` and `generate`: those of `Supervisor.run`.
     """
 
-    def __init__(self, config: RunConfig) -> None:
-        self._config = config
-        self._supervisor = _supervisor("rollout", RolloutWorker, config)
-        self._policy: tuple[int, ray.ObjectRef | None] = (0, None)  # version, weights; one tuple, so that both change together
+    def __init__(self, config: RunConfig, runtime: Runtime | None = None) -> None:
+        self._config, self._runtime = config, runtime or RayRuntime()
+        self._supervisor = _supervisor("rollout", RolloutWorker, config, self._runtime)
+        self._policy: tuple[int, Any] = (0, None)  # version, weights; one tuple, so that both change together
         self._images = 0
         self._seconds = 0.0
 
@@ -48,7 +47,7 @@ class RolloutPool:
 
         Nothing is sent now. Calls carry the reference, so a worker that was replaced cannot miss an update.
         """
-        self._policy = (0, None) if update is None else (update.policy_version, ray.put(dict(update.weights)))
+        self._policy = (0, None) if update is None else (update.policy_version, self._runtime.put(dict(update.weights)))
 
     def sample(self, dialogues: Sequence[Dialogue], step: int, seed: int | None = None) -> list[Rollout]:
         """One rollout a dialogue, in their order. Equal arguments and weights give equal samples; `seed` defaults to the run's."""
@@ -115,9 +114,9 @@ class RolloutPool:
 class RewardPool:
     """Scores on `workers.reward.count` actors. Errors as in RolloutPool."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, runtime: Runtime | None = None) -> None:
         self._config = config
-        self._supervisor = _supervisor("reward", RewardWorker, config)
+        self._supervisor = _supervisor("reward", RewardWorker, config, runtime or RayRuntime())
 
     def ready(self) -> None:
         """Wait for the first worker. Raises UserError where a model or a term's scorer cannot be loaded."""
@@ -175,21 +174,16 @@ def step_seed(seed: int, step: int) -> int:
     return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def _supervisor(pool: Literal["rollout", "reward"], worker: type, config: RunConfig) -> Supervisor:
+def _supervisor(pool: PoolName, worker: type, config: RunConfig, runtime: Runtime) -> Supervisor:
     limits = config.workers
-    # Now, not when one is replaced: that may be in a thread, to which Ray does not tell the placement group of its trial.
-    options = [actor_options(config, pool, index) for index in range(getattr(limits, pool).count)]
-
-    def start(index: int) -> Any:
-        return ray.remote(worker).options(**options[index]).remote(config)
-
     return Supervisor(
         pool,
-        start,
-        count=len(options),
+        runtime.starter(pool, worker, config),
+        count=getattr(limits, pool).count,
         max_attempts=limits.max_attempts,
         timeout_s=limits.timeout_s,
         start_timeout_s=limits.start_timeout_s,
+        runtime=runtime,
     )
 
 

@@ -10,6 +10,8 @@ idempotent: whatever a call depends on is among its arguments. Threads take turn
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import logging
 import threading
 import time
@@ -18,11 +20,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from omr_ray.tracking import Mean, Span
 from omr_ray.types import UserError
+from omr_ray.workers.runtime import RayRuntime, Runtime
 
 logger = logging.getLogger(__name__)
 
@@ -76,15 +78,27 @@ class Supervisor:
     """
 
     def __init__(
-        self, name: str, start: Callable[[int], Any], *, count: int, max_attempts: int, timeout_s: float, start_timeout_s: float
+        self,
+        name: str,
+        start: Callable[[int], Any],
+        *,
+        count: int,
+        max_attempts: int,
+        timeout_s: float,
+        start_timeout_s: float,
+        runtime: Runtime | None = None,
     ) -> None:
-        self._name, self._start = name, start
+        self._name, self._start, self._runtime = name, start, runtime or RayRuntime()
         self._max_attempts, self._timeout_s, self._start_timeout_s = max_attempts, timeout_s, start_timeout_s
         self._lock, self._closed = threading.Lock(), False
         self._retries = self._replacements = 0
         self._queue_peak, self._queue_wait = 0, Mean()
         self._spans: list[Span] = []
         self._measured_since = time.monotonic()
+        self._open = 0  # calls of this run that have no answer yet
+        self._working: dict[Any, _Worker] = {}  # by what they work on
+        self._deadlines: list[tuple[float, int, Any]] = []  # a heap; of what has been answered, too
+        self._numbers = itertools.count()
         self._workers = [_Worker(index) for index in range(count)]
         for worker in self._workers:
             self._bring_up(worker)
@@ -94,9 +108,10 @@ class Supervisor:
         jobs = [_Job(call) for call in calls]
         waiting = deque(jobs)
         with self._lock:
+            self._open = len(jobs)
             try:
                 self._call_lost_workers_back()
-                while not all(job.done for job in jobs):
+                while self._open:
                     if self._closed:
                         raise WorkersFailed(f"{self._name}: closed before {jobs[-1].call.what} was done")
                     self._hand_out(waiting)
@@ -151,14 +166,20 @@ class Supervisor:
 
     def _kill(self) -> None:
         for worker in self._workers:
-            ray.kill(worker.handle)
+            self._runtime.kill(worker.handle)
 
     def _bring_up(self, worker: _Worker) -> None:
         worker.handle = self._start(worker.index)
-        self._begin(worker, None, worker.handle.ready.remote(), self._start_timeout_s)
+        self._begin(worker, None, self._runtime.call(worker.handle, "ready", ()), self._start_timeout_s)
 
     def _begin(self, worker: _Worker, job: _Job | None, ref: Any, limit: float) -> None:
         worker.ref, worker.job, worker.begin, worker.deadline = ref, job, time.time(), time.monotonic() + limit
+        self._working[ref] = worker
+        heapq.heappush(self._deadlines, (worker.deadline, next(self._numbers), ref))
+
+    def _rest(self, worker: _Worker) -> None:
+        del self._working[worker.ref]
+        worker.ref = worker.job = None
 
     def _record(self, worker: _Worker, timings: Mapping[str, float], fate: str = "") -> None:
         """A span of what it worked on as seen from here, and within it, at its end, those that the worker measured itself."""
@@ -171,59 +192,64 @@ class Supervisor:
             begin += seconds
 
     def _hand_out(self, waiting: deque[_Job]) -> None:
+        if not waiting:
+            return
         free = [worker for worker in self._workers if worker.ref is None and not worker.lost]
         for worker in sorted(free, key=lambda worker: (worker.busy, worker.index)):
             if waiting:
                 job = waiting.popleft()
                 self._queue_wait.add(time.monotonic() - job.since)
-                self._begin(worker, job, getattr(worker.handle, job.call.method).remote(*job.call.args), self._timeout_s)
+                self._begin(worker, job, self._runtime.call(worker.handle, job.call.method, job.call.args), self._timeout_s)
         self._queue_peak = max(self._queue_peak, len(waiting))
 
     def _wait(self, waiting: deque[_Job]) -> None:
-        """Until one worker answers or is out of time."""
-        working = {worker.ref: worker for worker in self._workers if worker.ref is not None}
-        if not working:
+        """Until workers answer or one is out of time."""
+        if not self._working:
             raise WorkersFailed(self._nobody(waiting[0]))
-        limit = min(worker.deadline for worker in working.values()) - time.monotonic()
-        answered, _ = ray.wait(list(working), num_returns=1, timeout=max(limit, 0.0))
+        while self._deadlines[0][2] not in self._working:
+            heapq.heappop(self._deadlines)
+        answered = self._runtime.wait(list(self._working), max(self._deadlines[0][0] - time.monotonic(), 0.0))
+        for ref in answered:
+            self._settle(self._working[ref], waiting)
         if answered:
-            return self._settle(working[answered[0]], waiting)
-        for worker in working.values():
+            return
+        for worker in list(self._working.values()):
             if worker.deadline <= time.monotonic():
                 name, seconds = ("timeout_s", self._timeout_s) if worker.job else ("start_timeout_s", self._start_timeout_s)
                 self._replace(worker, waiting, f"no answer within {seconds:g} s (workers.{name})")
-        return None
 
     def _settle(self, worker: _Worker, waiting: deque[_Job]) -> None:
         job = worker.job
         try:
-            result, timings = ray.get(worker.ref, timeout=self._timeout_s)
+            result, timings = self._runtime.get(worker.ref, self._timeout_s)
         except GetTimeoutError:
             return self._replace(worker, waiting, f"its result did not arrive within {self._timeout_s:g} s (workers.timeout_s)")
         except RayTaskError as error:
             if isinstance(error, FAULTS_OF_A_MACHINE):
                 return self._replace(worker, waiting, _one_line(error.cause))
-            worker.ref = worker.job = None
+            self._rest(worker)
             if isinstance(error, UserError):
                 raise error.cause from None
             raise
         except RayError as error:
             return self._replace(worker, waiting, _one_line(error))
         self._record(worker, timings)
-        worker.ref = worker.job = None
+        self._rest(worker)
         worker.failed_starts = 0
         worker.busy += sum(timings.values())
-        if job is not None:
+        if job is not None and not job.done:
             job.result, job.done = result, True
+            self._open -= 1
         return None
 
     def _replace(self, worker: _Worker, waiting: deque[_Job], reason: str) -> None:
         """A new actor instead of this one, and its work again from the front of the queue."""
         self._record(worker, {}, fate=" (lost)")
-        job, worker.ref, worker.job = worker.job, None, None
+        job = worker.job
+        self._rest(worker)
         work = job.call.what if job else "loading its models"
         logger.warning("%s worker %d: %s: %s; replacing it", self._name, worker.index, work, reason)
-        ray.kill(worker.handle)
+        self._runtime.kill(worker.handle)
         worker.failed_starts += job is None
         worker.lost = worker.failed_starts >= self._max_attempts
         worker.last_fault = reason
