@@ -12,6 +12,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import pickle
+import statistics
 import sys
 import tempfile
 import time
@@ -26,8 +27,8 @@ import psutil
 
 from omr_ray import controller, overlapped
 from omr_ray.config.run import RunConfig
-from omr_ray.plan import Plan, plan, shapes_of
-from omr_ray.plan.work import executed_steps
+from omr_ray.plan import shapes_of
+from omr_ray.plan.work import executed_steps, longest_dialogue
 from omr_ray.tracking import Span, Tracker
 from omr_ray.types import Batch, Dialogue, LearnerState, Rollout, Round, RoundPairs, Trajectory, Update
 from omr_ray.workers.runtime import PoolName
@@ -41,13 +42,13 @@ DRAWN = 64  # trajectories whose arrays differ
 
 def measure(config: RunConfig, repeats: int, workers: Sequence[int] = WORKERS, memory_steps: int = MEMORY_STEPS) -> dict[str, Any]:
     """Milliseconds of the controller a trajectory by number of rollout workers, and the driver's memory over many steps."""
-    planned, costs = plan(config), {}
+    costs = {}
     for count in workers:
         print(f"omr-ray: {count} simulated rollout workers, {repeats} steps", file=sys.stderr, flush=True)
-        costs[str(count)] = _cost(_scaled(config, count), planned, repeats)
+        costs[str(count)] = _cost(_scaled(config, count), repeats)
     first, last = (costs[str(count)]["ms_per_trajectory"] for count in (workers[0], workers[-1]))
     print(f"omr-ray: memory over {memory_steps} steps", file=sys.stderr, flush=True)
-    memory = _memory(_scaled(config, workers[0]), planned, memory_steps)
+    memory = _memory(_scaled(config, workers[0]), memory_steps)
     return {"workers": costs, "most_to_fewest": last / first, "memory": memory}
 
 
@@ -59,21 +60,21 @@ def _scaled(config: RunConfig, count: int) -> RunConfig:
     return config.model_copy(update={"dialogues_per_step": count, "workers": config.workers.model_copy(update=workers)})
 
 
-def _cost(config: RunConfig, planned: Plan, repeats: int) -> dict[str, Any]:
+def _cost(config: RunConfig, repeats: int) -> dict[str, Any]:
     """The first step starts the workers and is not counted."""
-    marks = _run(config, planned, repeats + 1, lambda simulation: time.process_time() - simulation.seconds)
-    trajectories = config.samples_per_step * planned.step.rounds
+    marks = _run(config, repeats + 1, lambda simulation: time.process_time() - simulation.seconds)
+    trajectories = config.samples_per_step * longest_dialogue(config, [])
     return {
         "reward_workers": config.workers.reward.count,
         "trajectories_per_step": trajectories,
-        "ms_per_trajectory": 1e3 * (marks[-1] - marks[0]) / repeats / trajectories,
+        "ms_per_trajectory": 1e3 * statistics.median(np.diff(marks)) / trajectories,
     }
 
 
-def _memory(config: RunConfig, planned: Plan, steps: int) -> dict[str, Any]:
+def _memory(config: RunConfig, steps: int) -> dict[str, Any]:
     """Resident memory of this process after every step, MiB, and the slope of a straight line through it."""
     process = psutil.Process()
-    sizes = np.array(_run(config, planned, steps, lambda _: process.memory_info().rss)) / 2**20
+    sizes = np.array(_run(config, steps, lambda _: process.memory_info().rss)) / 2**20
     counted = sizes[steps // 10 :]
     slope = np.polyfit(np.arange(len(counted)), counted, 1)[0] if len(counted) > 1 else 0.0
     return {
@@ -85,13 +86,13 @@ def _memory(config: RunConfig, planned: Plan, steps: int) -> dict[str, Any]:
     }
 
 
-def _run(config: RunConfig, planned: Plan, steps: int, mark: Callable[[Simulation], float]) -> list[float]:
+def _run(config: RunConfig, steps: int, mark: Callable[[Simulation], float]) -> list[float]:
     """A run of `steps` steps; what `mark` says after each."""
     from omr_ray.workers.launch import Judge
     from omr_ray.workers.pool import RewardPool, RolloutPool
 
     config = config.model_copy(update={"steps": steps})
-    simulation = Simulation(config, planned)
+    simulation = Simulation(config)
     rollout, reward = SimulatedRuntime(simulation), SimulatedRuntime(simulation)
     with (
         tempfile.TemporaryDirectory() as directory,
@@ -140,32 +141,34 @@ class Simulation:
     `seconds` is the processor time that this took: it is not the controller's.
     """
 
-    def __init__(self, config: RunConfig, planned: Plan) -> None:
-        shape = shapes_of(config)[0]
+    def __init__(self, config: RunConfig) -> None:
+        shape, sampler = shapes_of(config)[0], config.sampler
+        pixels = (sampler.height or shape.pixels[0], sampler.width or shape.pixels[1])
+        latent = (shape.latent_channels, *(side // shape.vae_factor for side in pixels))
         self.seconds = 0.0
-        self._siblings, rounds = config.sampler.siblings, range(1, planned.step.rounds + 1)
+        self._siblings, rounds = sampler.siblings, range(1, longest_dialogue(config, []) + 1)
         self._rng = np.random.default_rng(config.seed)
-        self._weights = {"adapter": np.zeros(planned.lora_parameters, np.float32)}
-        low, high = config.sampler.window
-        stored = [min(config.sampler.train_steps_per_round, min(high, executed_steps(config, round_)) - low + 1) for round_ in rounds]
+        self._weights = {"adapter": np.zeros(shape.lora_parameters(config.lora.rank), np.float32)}
+        low, high = sampler.window
+        stored = [min(sampler.train_steps_per_round, min(high, executed_steps(config, round_)) - low + 1) for round_ in rounds]
         normal = lambda *shape: self._rng.standard_normal(shape, dtype=np.float32)  # noqa: E731
         self._arrays = [
             [
                 {
                     "prompt_ids": np.zeros((shape.encoders, shape.tokens), np.int64),
-                    "latents": normal(count, *planned.latent),
-                    "next_latents": normal(count, *planned.latent),
+                    "latents": normal(count, *latent),
+                    "next_latents": normal(count, *latent),
                     "timesteps": np.arange(count) + 1,
                     "previous_timesteps": np.arange(count),
                     "log_probs": normal(count),
                     "features": normal(shape.features),
-                    "image": np.zeros((*planned.pixels, 3), np.uint8),
+                    "image": np.zeros((*pixels, 3), np.uint8),
                 }
                 for _ in range(DRAWN)
             ]
             for count in stored
         ]
-        target = np.zeros((*planned.pixels, 3), np.uint8)
+        target = np.zeros((*pixels, 3), np.uint8)
         self._turns = tuple(
             Round(index=r, utterance="make it blue", prompt="a blue dress with a belt in a studio", target=target) for r in rounds
         )
@@ -190,9 +193,9 @@ class Simulation:
 
     def _rollout(self, dialogue: Dialogue, version: int) -> Rollout:
         def trajectory(round_: Round, sibling: int) -> Trajectory:
-            drawn = self._arrays[round_.index - 1]
+            drawn: list[dict[str, Any]] = self._arrays[round_.index - 1]
             arrays = drawn[int(self._rng.integers(len(drawn)))]
-            name = {"dialogue_id": dialogue.id, "round": round_.index, "sibling": sibling, "prompt": round_.prompt}
+            name: dict[str, Any] = {"dialogue_id": dialogue.id, "round": round_.index, "sibling": sibling, "prompt": round_.prompt}
             return Trajectory(**name, seed=0, policy_version=version, **arrays)
 
         return Rollout(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,28 +26,33 @@ def advantages(scored: ScoredRollout, *, baseline: Baseline, discount: float | N
 
 def collate(scored: Sequence[ScoredRollout], *, baseline: Baseline, discount: float | None) -> Batch | None:
     """All stored steps of all samples whose score is known, as one Batch; None if there is no such sample."""
-    rows: list[tuple[Trajectory, int, float, np.ndarray]] = []
+    kept: list[Trajectory] = []
+    credits: list[float] = []
+    directions: list[np.ndarray] = []  # of the siblings
     for rollout in scored:
         values = advantages(rollout, baseline=baseline, discount=discount)
-        for siblings, credits in zip(rollout.rollout.trajectories, values, strict=True):
+        for siblings, row in zip(rollout.rollout.trajectories, values.tolist(), strict=True):
             others = mean_of_others(np.stack([trajectory.features for trajectory in siblings]))
-            for trajectory, credit, other in zip(siblings, credits, others, strict=True):
-                if np.isfinite(credit):
-                    rows.extend((trajectory, step, float(credit), other) for step in range(len(trajectory.timesteps)))
-    if not rows:
+            for trajectory, credit, other in zip(siblings, row, others, strict=True):
+                if math.isfinite(credit):
+                    kept.append(trajectory)
+                    credits.append(credit)
+                    directions.append(other)
+    if not kept:
         return None
+    steps = [len(trajectory.timesteps) for trajectory in kept]
     return Batch(
-        latents=np.stack([t.latents[s] for t, s, *_ in rows]),
-        next_latents=np.stack([t.next_latents[s] for t, s, *_ in rows]),
-        timesteps=np.array([t.timesteps[s] for t, s, *_ in rows], dtype=np.int64),
-        previous_timesteps=np.array([t.previous_timesteps[s] for t, s, *_ in rows], dtype=np.int64),
-        log_probs=np.array([t.log_probs[s] for t, s, *_ in rows], dtype=np.float32),
-        advantages=np.array([credit for _, _, credit, _ in rows], dtype=np.float32),
-        prompt_ids=np.stack([t.prompt_ids for t, *_ in rows]),
-        rounds=np.array([t.round for t, *_ in rows], dtype=np.int64),
-        prompts=np.array([t.prompt for t, *_ in rows]),
-        siblings=np.stack([other for *_, other in rows]),
-        oldest_version=min(t.policy_version for t, *_ in rows),
+        latents=np.concatenate([t.latents for t in kept]),
+        next_latents=np.concatenate([t.next_latents for t in kept]),
+        timesteps=np.concatenate([t.timesteps for t in kept], dtype=np.int64),
+        previous_timesteps=np.concatenate([t.previous_timesteps for t in kept], dtype=np.int64),
+        log_probs=np.concatenate([t.log_probs for t in kept], dtype=np.float32),
+        advantages=np.repeat(np.array(credits, dtype=np.float32), steps),
+        prompt_ids=np.repeat(np.stack([t.prompt_ids for t in kept]), steps, axis=0),
+        rounds=np.repeat(np.array([t.round for t in kept], dtype=np.int64), steps),
+        prompts=np.repeat(np.array([t.prompt for t in kept]), steps),
+        siblings=np.repeat(np.stack(directions), steps, axis=0),
+        oldest_version=min(t.policy_version for t in kept),
     )
 
 

@@ -66,8 +66,9 @@ class TotalReward:
             for name, value in sample.items():
                 if value is not None:
                     self.statistics.setdefault(name, RunningStatistics()).add(value)
+        weights = [self.schedule(t) for t in range(1, max((len(rollout) for rollout in terms), default=0) + 1)]
         rewards = [
-            tuple(tuple(self._breakdown(sample, t) for sample in round_) for t, round_ in enumerate(rollout, start=1)) for rollout in terms
+            tuple(tuple(self._breakdown(sample, weights[t]) for sample in round_) for t, round_ in enumerate(rollout)) for rollout in terms
         ]
         self.missing = sum(reward.total is None for rollout in rewards for round_ in rollout for reward in round_)
         return [ScoredRollout(rollout=rollout, rewards=reward) for rollout, reward in zip(rollouts, rewards, strict=True)]
@@ -96,8 +97,7 @@ class TotalReward:
                 samples[r].append(terms if r == 0 else {**terms, "consistency": _known(consistency[r, g])})
         return samples
 
-    def _breakdown(self, terms: Mapping[str, float | None], t: int) -> RewardBreakdown:
-        weights = self.schedule(t)
+    def _breakdown(self, terms: Mapping[str, float | None], weights: Mapping[str, float]) -> RewardBreakdown:
         total: float | None = 0.0
         for name, value in terms.items():
             if value is None or total is None:

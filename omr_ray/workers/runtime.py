@@ -49,7 +49,7 @@ class RayRuntime:
         return ray.put(value)
 
     def wait(self, references: Sequence[Any], timeout: float) -> Sequence[Any]:
-        first, rest = ray.wait(references, num_returns=1, timeout=timeout)
+        first, rest = ray.wait(list(references), num_returns=1, timeout=timeout)
         return first + (ray.wait(rest, num_returns=len(rest), timeout=0)[0] if first and rest else [])
 
     def get(self, reference: Any, timeout: float) -> Any:
