@@ -148,6 +148,7 @@ class Simulation:
         self.seconds = 0.0
         self._siblings, rounds = sampler.siblings, range(1, longest_dialogue(config, []) + 1)
         self._rng = np.random.default_rng(config.seed)
+        self._store = Store()
         self._weights = {"adapter": np.zeros(shape.lora_parameters(config.lora.rank), np.float32)}
         low, high = sampler.window
         stored = [min(sampler.train_steps_per_round, min(high, executed_steps(config, round_)) - low + 1) for round_ in rounds]
@@ -210,7 +211,7 @@ class Simulation:
             return [Dialogue(id=f"{step}-{index}", intent="a blue dress", rounds=self._turns) for index in range(count)]
 
     def step(self, batch: Batch, pairs: RoundPairs | None, step: int) -> Update:
-        sent((batch, pairs))
+        self._store.send((batch, pairs))
         self._version = step
         return Update(policy_version=step, weights=self._weights, metrics={"trained_steps": float(len(batch))})
 
@@ -234,12 +235,13 @@ class SimulatedRuntime:
         self._coming: list[tuple[float, int]] = []  # when, and which
         self._answers: dict[int, Message] = {}
         self._rng = np.random.default_rng(0)
+        self._store = Store()
 
     def starter(self, pool: PoolName, worker: type, config: RunConfig) -> Callable[[int], Any]:
         return lambda index: (pool, index)
 
     def call(self, handle: Any, method: str, args: Sequence[Any]) -> int:
-        message = sent(args)
+        message = self._store.send(args)
         with self._simulation.not_counted():
             answer, timings = getattr(self._simulation, method)(*message.read())
             taken = {name: seconds * float(self._rng.lognormal(0.0, SPREAD)) for name, seconds in timings.items()}
@@ -249,7 +251,7 @@ class SimulatedRuntime:
         return number
 
     def put(self, value: Any) -> int:
-        sent(value)
+        self._store.send(value)
         return next(self._numbers)
 
     def wait(self, references: Sequence[int], timeout: float) -> Sequence[int]:
@@ -282,7 +284,20 @@ class Message:
         return pickle.loads(self.head, buffers=self.arrays)
 
 
-def sent(value: Any) -> Message:
-    """`value` as it arrives: its arrays are copied, as into the object store."""
-    message = Message.of(value)
-    return Message(message.head, tuple(bytes(array) for array in message.arrays))
+class Store:
+    """The sender's way into an object store: arrays are copied, into memory that is mapped already."""
+
+    def __init__(self) -> None:
+        self._memory = np.empty(0, np.uint8)
+
+    def send(self, value: Any) -> Message:
+        """`value` as it arrives; to be read before the next one is sent."""
+        message = Message.of(value)
+        sizes = [array.nbytes for array in message.arrays]
+        if sum(sizes) > len(self._memory):
+            self._memory = np.zeros(2 * sum(sizes), np.uint8)
+        places = []
+        for array, end, size in zip(message.arrays, np.cumsum(sizes).tolist(), sizes, strict=True):
+            places.append(self._memory[end - size : end])
+            places[-1][:] = np.frombuffer(array, np.uint8)
+        return Message(message.head, tuple(places))

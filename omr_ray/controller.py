@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
-from omr_ray.algorithm.collate import collate, round_pairs
+from omr_ray.algorithm.collate import Space, collate, round_pairs
 from omr_ray.config.rewards import ImmediateCredit
 from omr_ray.config.run import Ppo, RunConfig
 from omr_ray.tracking import Span
@@ -50,7 +50,9 @@ class Judge(Protocol):
 
 
 class Learner(Protocol):
-    def step(self, batch: Batch, pairs: RoundPairs | None, step: int) -> Update: ...
+    def step(self, batch: Batch, pairs: RoundPairs | None, step: int) -> Update:
+        """Takes what it needs of the batch before it returns: the memory is that of the next one."""
+
     def state(self) -> LearnerState: ...
     def metrics(self) -> Mapping[str, float]: ...
     def spans(self) -> Sequence[Span]:
@@ -100,6 +102,7 @@ def train(
     start: int = 0,
 ) -> None:
     """Synchronous training, steps `start` + 1 to `config.steps` (OMR Algorithm 1)."""
+    space = Space()
     for step in range(start + 1, config.steps + 1):
         clock = PhaseClock(progress.phase)
         with clock("rollout"):
@@ -108,7 +111,7 @@ def train(
         with clock("reward"):
             scored = judge.score(rollouts)
         with clock("collate"):
-            batch, pairs = learner_inputs(config, scored, step)
+            batch, pairs = learner_inputs(config, scored, step, space)
         with clock("learner"):
             update = learner.step(batch, pairs, step)
         with clock("weights"):
@@ -125,11 +128,17 @@ def train(
             watch.look(step)
 
 
-def learner_inputs(config: RunConfig, scored: Sequence[ScoredRollout], step: int) -> tuple[Batch, RoundPairs | None]:
-    """The batch of the reward estimator and the data pairs of the noise loss. Raises NothingToLearn if no score is known."""
+def learner_inputs(
+    config: RunConfig, scored: Sequence[ScoredRollout], step: int, space: Space | None = None
+) -> tuple[Batch, RoundPairs | None]:
+    """The batch of the reward estimator and the data pairs of the noise loss. Raises NothingToLearn if no score is known.
+
+    With `space` the batch is of use until the next call that is given it.
+    """
     credit = config.rewards.credit
     baseline = config.algorithm.baseline if isinstance(config.algorithm, Ppo) else "group"
-    batch = collate(scored, baseline=baseline, discount=None if isinstance(credit, ImmediateCredit) else credit.discount)
+    discount = None if isinstance(credit, ImmediateCredit) else credit.discount
+    batch = collate(scored, baseline=baseline, discount=discount, space=space)
     if batch is None:
         counts = reward_metrics(scored)
         names = [name for name in scored[0].rewards[-1][0].terms if f"reward/{name}" not in counts]

@@ -20,6 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TypeVar
 
+from omr_ray.algorithm.collate import Space
 from omr_ray.config.run import Overlap, RunConfig
 from omr_ray.controller import (
     Checkpointer,
@@ -64,7 +65,7 @@ def train(
     a step's samples do not come within `overlap.wait_s`, Stale, and whatever sampler, judge and learner raise.
     """
     assert config.overlap is not None
-    lag = config.overlap.max_staleness
+    lag, space = config.overlap.max_staleness, Space()
     updates = {update.policy_version: update for update in held}  # none is version 0: the run's first weights
     with Pipeline(config, config.overlap, source, sampler, judge) as pipeline:
         for step in range(start + 1, min(start + 1 + lag, config.steps) + 1):
@@ -74,7 +75,7 @@ def train(
             with clock("samples"):
                 made = pipeline.take(step)
             with clock("collate"):
-                batch, pairs = learner_inputs(config, made.scored, step)
+                batch, pairs = learner_inputs(config, made.scored, step, space)
             if batch.oldest_version < step - 1 - lag:
                 raise Stale(
                     f"step {step}: samples of version {batch.oldest_version}; {step - 1 - lag} is the oldest (overlap.max_staleness)"

@@ -24,8 +24,27 @@ def advantages(scored: ScoredRollout, *, baseline: Baseline, discount: float | N
     return group_advantages(totals, baseline=baseline)
 
 
-def collate(scored: Sequence[ScoredRollout], *, baseline: Baseline, discount: float | None) -> Batch | None:
-    """All stored steps of all samples whose score is known, as one Batch; None if there is no such sample."""
+class Space:
+    """Memory of the last batch, taken again for the next one: the pages of fresh memory cost several times the copy."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[str, np.ndarray] = {}
+
+    def join(self, name: str, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """`arrays` one after the other, as np.concatenate; of use until the next call for `name`."""
+        shape, kind = (sum(len(array) for array in arrays), *arrays[0].shape[1:]), arrays[0].dtype
+        kept = self._arrays.get(name)
+        if kept is None or len(kept) < shape[0] or kept.shape[1:] != shape[1:] or kept.dtype != kind:
+            kept = self._arrays[name] = np.empty(shape, kind)
+        return np.concatenate(arrays, out=kept[: shape[0]])
+
+
+def collate(scored: Sequence[ScoredRollout], *, baseline: Baseline, discount: float | None, space: Space | None = None) -> Batch | None:
+    """All stored steps of all samples whose score is known, as one Batch; None if there is no such sample.
+
+    With `space` the batch's large arrays are of use until the next call that is given it.
+    """
+    space = space or Space()
     kept: list[Trajectory] = []
     credits: list[float] = []
     directions: list[np.ndarray] = []  # of the siblings
@@ -42,8 +61,8 @@ def collate(scored: Sequence[ScoredRollout], *, baseline: Baseline, discount: fl
         return None
     steps = [len(trajectory.timesteps) for trajectory in kept]
     return Batch(
-        latents=np.concatenate([t.latents for t in kept]),
-        next_latents=np.concatenate([t.next_latents for t in kept]),
+        latents=space.join("latents", [t.latents for t in kept]),
+        next_latents=space.join("next_latents", [t.next_latents for t in kept]),
         timesteps=np.concatenate([t.timesteps for t in kept], dtype=np.int64),
         previous_timesteps=np.concatenate([t.previous_timesteps for t in kept], dtype=np.int64),
         log_probs=np.concatenate([t.log_probs for t in kept], dtype=np.float32),
@@ -51,7 +70,7 @@ def collate(scored: Sequence[ScoredRollout], *, baseline: Baseline, discount: fl
         prompt_ids=np.repeat(np.stack([t.prompt_ids for t in kept]), steps, axis=0),
         rounds=np.repeat(np.array([t.round for t in kept], dtype=np.int64), steps),
         prompts=np.repeat(np.array([t.prompt for t in kept]), steps),
-        siblings=np.repeat(np.stack(directions), steps, axis=0),
+        siblings=space.join("siblings", [np.broadcast_to(d, (count, len(d))) for d, count in zip(directions, steps, strict=True)]),
         oldest_version=min(t.policy_version for t in kept),
     )
 

@@ -37,11 +37,13 @@ def test_a_simulated_answer_has_the_bytes_of_a_real_one(config):
 
 def test_a_message_is_a_pickle_with_its_arrays_beside_it(config):
     value = {"a": np.arange(1000), "b": "text"}
-    there = control_plane.sent(value)
-    assert len(there.head) < 300 and [len(array) for array in there.arrays] == [8000]
+    store = control_plane.Store()
+    there = store.send(value)
+    assert len(there.head) < 300 and [array.nbytes for array in there.arrays] == [8000]
     np.testing.assert_array_equal(there.read()["a"], value["a"])
     value["a"][0] = 7
     assert there.read()["a"][0] == 0  # it was copied
+    assert store.send({"b": np.ones(3)}).read()["b"].tolist() == [1, 1, 1]
 
 
 def test_a_trajectory_survives_a_pickle_without_the_generated_code(config):

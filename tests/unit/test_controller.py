@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from omr_ray.algorithm.collate import advantages, collate, round_pairs
+from omr_ray.algorithm.collate import Space, advantages, collate, round_pairs
 from omr_ray.config.run import RunConfig
 from omr_ray.controller import NothingToLearn, train
 from omr_ray.types import Dialogue, LearnerState, RewardBreakdown, Rollout, Round, ScoredRollout, Trajectory, Update
@@ -47,6 +47,20 @@ def test_collate_leaves_out_samples_without_a_score():
     np.testing.assert_array_equal(batch.latents[:, 0, 0, 0], [10, 11, 21])
     np.testing.assert_array_equal(batch.rounds, [1, 1, 2])
     assert collate([scored(rollout(dialogue("d")), [[None, None], [None, None]])], baseline="group", discount=None) is None
+
+
+def test_the_next_batch_takes_the_memory_of_the_last_one():
+    space = Space()
+    totals = [[1.0, 3.0], [0.0, 2.0]]
+    make = lambda count: [scored(rollout(dialogue(str(i))), totals) for i in range(count)]  # noqa: E731
+    first = collate(make(3), baseline="group", discount=None, space=space)
+    fewer = collate(make(2), baseline="group", discount=None, space=space)
+    alone = collate(make(2), baseline="group", discount=None)
+    assert np.shares_memory(fewer.latents, first.latents) and not np.shares_memory(alone.latents, first.latents)
+    for name in ("latents", "next_latents", "siblings", "advantages", "prompt_ids", "log_probs"):
+        np.testing.assert_array_equal(getattr(fewer, name), getattr(alone, name))
+    more = collate(make(4), baseline="group", discount=None, space=space)
+    assert len(more) == 16 and not np.shares_memory(more.latents, first.latents)
 
 
 def test_round_pairs_are_consecutive_rounds_and_repeat_for_one_seed():
