@@ -1,0 +1,40 @@
+"""Server-sent events of a session, which a client that was cut off goes on with (../events.py)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+
+from omr_ray.serving.routes.caller import Here, Owner
+from omr_ray.serving.store import sessions
+
+POLL_S = 0.1
+
+router = APIRouter()
+
+
+def seen(id: str, here: Here, owner: Owner) -> None:
+    """Before the stream begins: later, a fault could not be told by a status."""
+    with here.database.read() as transaction:
+        sessions.load(transaction, owner, id)
+
+
+@router.get("/v1/sessions/{id}/events", response_class=EventSourceResponse, dependencies=[Depends(seen)])
+async def events(id: str, here: Here, last: Annotated[int, Header(alias="Last-Event-ID", ge=0)] = 0) -> AsyncIterator[ServerSentEvent]:
+    def newer(last: int) -> tuple[bool, list[Any]]:
+        with here.database.read() as transaction:
+            found = sessions.events(transaction, id, last)
+            return bool(found) or sessions.exists(transaction, id), found
+
+    while True:
+        there, found = await asyncio.to_thread(newer, last)
+        for event in found:
+            last = event.id
+            yield ServerSentEvent(data=event.data, event=event.kind, id=str(event.id))
+        if not there:
+            return
+        await asyncio.sleep(POLL_S)
