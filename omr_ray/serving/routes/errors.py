@@ -7,6 +7,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from omr_ray.dialogue.session import UnknownRound
 from omr_ray.serving.schemas import ErrorDetail, ErrorView
 from omr_ray.serving.store import access
 from omr_ray.serving.store.database import Conflict
@@ -37,6 +38,7 @@ def error_response(
 
 def add_errors(api: FastAPI) -> None:
     api.add_exception_handler(NotFound, lambda _, error: error_response(404, f"there is no {error}", code="not_found"))
+    api.add_exception_handler(UnknownRound, lambda _, error: error_response(404, str(error), code="not_found"))
     api.add_exception_handler(UserError, lambda _, error: error_response(400, str(error), code="not_allowed"))
     api.add_exception_handler(
         Conflict, lambda _, error: error_response(422, "this Idempotency-Key came with another request", code="idempotency_key_reused")

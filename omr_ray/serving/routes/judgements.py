@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from omr_ray.serving import schemas as s
 from omr_ray.serving.routes.caller import Here, Key, Owner, once
-from omr_ray.serving.store import votes
+from omr_ray.serving.store import access, votes
 
 router = APIRouter(prefix="/v1")
 
@@ -16,6 +16,7 @@ router = APIRouter(prefix="/v1")
 @router.post("/sessions/{id}/votes", status_code=201)
 def vote(id: str, request: Request, body: s.NewVote, here: Here, owner: Owner, key: Key = None) -> s.VoteView:
     def work(transaction: Any) -> dict[str, Any]:
+        access.count_request(transaction, owner, per_minute=here.config.limits.requests_per_minute)
         return _vote_view(votes.vote(transaction, owner, id, **body.model_dump())).model_dump(mode="json")
 
     return s.VoteView.model_validate(here.database.once(once(request, owner, key, body), work)[0])
@@ -39,6 +40,7 @@ def next_(here: Here, owner: Owner) -> Any:
 @router.post("/annotations", status_code=201)
 def annotate(body: s.NewAnnotation, here: Here, owner: Owner) -> s.AnnotationView:
     with here.database.write() as transaction:
+        access.count_request(transaction, owner, per_minute=here.config.limits.requests_per_minute)
         made = votes.annotate(transaction, owner, body.pair, choice=body.choice, seconds=body.seconds)
     return _annotation_view(*made)
 

@@ -12,7 +12,6 @@ from omr_ray.serving.routes.adapters import permitted
 from omr_ray.serving.routes.caller import Here, Key, Owner, once
 from omr_ray.serving.routes.sessions import changed
 from omr_ray.serving.store import access, sessions
-from omr_ray.serving.store.sessions import NotFound
 
 router = APIRouter(prefix="/v1/sessions/{id}/rounds")
 
@@ -42,10 +41,7 @@ def start(id: str, request: Request, body: s.NewRound, here: Here, owner: Owner,
 @router.get("/{n}")
 def get(id: str, n: s.Number, here: Here, owner: Owner) -> s.RoundView:
     with here.database.read() as transaction:
-        session = sessions.load(transaction, owner, id).session
-    if n > len(session.rounds):
-        raise NotFound(f"round {n}")
-    return s.RoundView.of(session.round(n))
+        return s.RoundView.of(sessions.load(transaction, owner, id).session.round(n))
 
 
 @router.post("/{n}/cancel")
