@@ -10,11 +10,12 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from omr_ray import __version__
 from omr_ray.config.serve import ServeConfig
 from omr_ray.serving.pictures import PictureStore
-from omr_ray.serving.routes import adapters, events, judgements, rounds, sessions
+from omr_ray.serving.routes import adapters, events, judgements, models, rounds, sessions
 from omr_ray.serving.routes.caller import Service
 from omr_ray.serving.routes.errors import add_errors
 from omr_ray.serving.routes.health import health_router
 from omr_ray.serving.routes.images import images_router
+from omr_ray.serving.routes.openai_images import openai_images_router
 from omr_ray.serving.store.database import Database
 
 
@@ -25,7 +26,8 @@ def create_api(config: ServeConfig, ready: Callable[[], Awaitable[bool]]) -> Fas
         api.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
     add_errors(api)
     api.include_router(health_router(ready))
-    for subject in (sessions, rounds, events, adapters, judgements):
+    for subject in (sessions, rounds, events, adapters, judgements, models):
         api.include_router(subject.router)
     api.include_router(images_router(config))
+    api.include_router(openai_images_router(config))
     return api

@@ -12,13 +12,13 @@ from omr_ray.serving.schemas import AdapterList
 router = APIRouter()
 
 
-def permitted(here: Service, owner: str, id: str | None) -> str | None:
+def permitted(here: Service, owner: str, id: str | None, param: str = "adapter") -> str | None:
     """The hash of an adapter that the owner may use. Raises Refused."""
     if id is None:
         return None
     known = {adapter.id: adapter.sha256 for adapter in listed(here.config.adapters, owner)}
     if id not in known:
-        raise Refused(404, f"there is no adapter {id!r}; /v1/adapters lists yours", code="adapter_not_found", param="adapter")
+        raise Refused(404, f"there is no adapter {id!r}; /v1/adapters lists yours", code="adapter_not_found", param=param)
     return known[id]
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI, Request, Response
+import logging
+
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from omr_ray.dialogue.session import UnknownRound
 from omr_ray.serving.schemas import ErrorDetail, ErrorView
-from omr_ray.serving.store import access
+from omr_ray.serving.store.access import TooMany
 from omr_ray.serving.store.database import Conflict
 from omr_ray.serving.store.sessions import NotFound
 from omr_ray.types import UserError
+
+logger = logging.getLogger(__name__)
 
 KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
@@ -24,40 +28,41 @@ class Refused(Exception):
         super().__init__(message)
         self.status, self.code, self.param, self.headers = status, code, param, headers
 
+    def view(self) -> ErrorView:
+        kind = KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        return ErrorView(error=ErrorDetail(message=str(self), type=kind, param=self.param, code=self.code))
 
-def error_view(status: int, message: str, *, code: str, param: str | None = None) -> ErrorView:
-    kind = KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
-    return ErrorView(error=ErrorDetail(message=message, type=kind, param=param, code=code))
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.view().model_dump(), status_code=self.status, headers=self.headers)
 
 
-def error_response(
-    status: int, message: str, *, code: str, param: str | None = None, headers: dict[str, str] | None = None
-) -> JSONResponse:
-    return JSONResponse(error_view(status, message, code=code, param=param).model_dump(), status_code=status, headers=headers)
+def refusal_of(error: Exception) -> Refused:
+    """What a client is told of a fault. Of one that is ours, it is told nothing, and the log everything."""
+    match error:
+        case Refused():
+            return error
+        case NotFound():
+            return Refused(404, f"there is no {error}", code="not_found")
+        case UnknownRound():
+            return Refused(404, str(error), code="not_found")
+        case UserError():
+            return Refused(400, str(error), code="not_allowed")
+        case Conflict():
+            return Refused(422, "this Idempotency-Key came with another request", code="idempotency_key_reused")
+        case TooMany():
+            return Refused(429, str(error), code="rate_limit_exceeded", headers={"Retry-After": str(error.retry_after_s)})
+        case HTTPException():
+            return Refused(error.status_code, str(error.detail), code="http_error", headers=dict(error.headers or {}))
+        case RequestValidationError():
+            first = error.errors()[0]
+            return Refused(422, str(first["msg"]), code="invalid_value", param=".".join(map(str, first["loc"][1:])) or None)
+    logger.error("a request failed", exc_info=error)
+    return Refused(500, "internal error; try again", code="internal")
 
 
 def add_errors(api: FastAPI) -> None:
-    api.add_exception_handler(NotFound, lambda _, error: error_response(404, f"there is no {error}", code="not_found"))
-    api.add_exception_handler(UnknownRound, lambda _, error: error_response(404, str(error), code="not_found"))
-    api.add_exception_handler(UserError, lambda _, error: error_response(400, str(error), code="not_allowed"))
-    api.add_exception_handler(
-        Conflict, lambda _, error: error_response(422, "this Idempotency-Key came with another request", code="idempotency_key_reused")
-    )
-    api.add_exception_handler(Exception, lambda _, error: error_response(500, "internal error; try again", code="internal"))
+    def answer(_: Request, error: Exception) -> JSONResponse:
+        return refusal_of(error).response()
 
-    @api.exception_handler(Refused)
-    def refused(_: Request, error: Refused) -> Response:
-        return error_response(error.status, str(error), code=error.code, param=error.param, headers=error.headers)
-
-    @api.exception_handler(access.TooMany)
-    def too_many(_: Request, error: access.TooMany) -> Response:
-        return error_response(429, str(error), code="rate_limit_exceeded", headers={"Retry-After": str(error.retry_after_s)})
-
-    @api.exception_handler(HTTPException)
-    def http(_: Request, error: HTTPException) -> Response:
-        return error_response(error.status_code, str(error.detail), code="http_error", headers=dict(error.headers or {}))
-
-    @api.exception_handler(RequestValidationError)
-    def invalid(_: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        return error_response(422, str(first["msg"]), code="invalid_value", param=".".join(map(str, first["loc"][1:])) or None)
+    for kind in (Refused, NotFound, UserError, Conflict, TooMany, HTTPException, RequestValidationError, Exception):
+        api.add_exception_handler(kind, answer)

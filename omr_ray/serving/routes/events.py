@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from omr_ray.serving.routes.caller import Here, Owner
+from omr_ray.serving.routes.caller import Here, Owner, Service
 from omr_ray.serving.store import sessions
+from omr_ray.serving.store.tables import StoredEvent
 
 POLL_S = 0.1
 
 router = APIRouter()
+
+
+def newer(here: Service, id: str, last: int) -> tuple[bool, list[StoredEvent]]:
+    """Whether the session is there, and its events behind `last`."""
+    with here.database.read() as transaction:
+        found = sessions.events(transaction, id, last)
+        return bool(found) or sessions.exists(transaction, id), found
 
 
 def seen(id: str, here: Here, owner: Owner) -> None:
@@ -25,13 +33,8 @@ def seen(id: str, here: Here, owner: Owner) -> None:
 
 @router.get("/v1/sessions/{id}/events", response_class=EventSourceResponse, dependencies=[Depends(seen)])
 async def events(id: str, here: Here, last: Annotated[int, Header(alias="Last-Event-ID", ge=0)] = 0) -> AsyncIterator[ServerSentEvent]:
-    def newer(last: int) -> tuple[bool, list[Any]]:
-        with here.database.read() as transaction:
-            found = sessions.events(transaction, id, last)
-            return bool(found) or sessions.exists(transaction, id), found
-
     while True:
-        there, found = await asyncio.to_thread(newer, last)
+        there, found = await asyncio.to_thread(newer, here, id, last)
         for event in found:
             last = event.id
             yield ServerSentEvent(data=event.data, event=event.kind, id=str(event.id))

@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 from sqlalchemy import text
 
 from omr_ray.serving.routes.caller import Here
-from omr_ray.serving.routes.errors import error_response
+from omr_ray.serving.routes.errors import Refused
 
 
 def health_router(ready: Callable[[], Awaitable[bool]]) -> APIRouter:
@@ -28,7 +28,7 @@ def health_router(ready: Callable[[], Awaitable[bool]]) -> APIRouter:
                 transaction.execute(text("SELECT 1"))
             await ready()
         except Exception:
-            return error_response(503, "not ready", code="not_ready")
+            return Refused(503, "not ready", code="not_ready").response()
         return JSONResponse({"status": "ok"})
 
     return router

@@ -26,7 +26,7 @@ def images_router(config: ServeConfig) -> APIRouter:
 def image(address: str, here: Here, owner: Owner) -> Response:
     with here.database.read() as transaction:
         row, _ = sessions.shown_in(transaction, owner, address)
-        recipe = None if row is None else _recipe(here.config, transaction, owner, row)
+        recipe = None if row is None else recipe_of(here.config, transaction, owner, row)
     try:
         content = to_png(here.pictures.get(address).image, recipe)
     except FileNotFoundError:
@@ -48,7 +48,8 @@ def restore(image: UploadFile, here: Here, owner: Owner) -> s.Restored:
     return s.Restored(recipe=recipe, session=recipe.session, round=s.RoundView.of(round_), same_adapter=same)
 
 
-def _recipe(config: ServeConfig, transaction: Any, owner: str, row: Any) -> s.Recipe:
+def recipe_of(config: ServeConfig, transaction: Any, owner: str, row: Any) -> s.Recipe:
+    """Of a stored round with an image."""
     round_ = round_of(row)
     before = sessions.load(transaction, owner, row.session_id).session.images_before(row.id)
     return s.Recipe(

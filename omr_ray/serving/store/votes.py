@@ -38,7 +38,7 @@ def judged(transaction: Transaction, owner: str | None = None) -> list[tuple[Vot
     """All votes, or those of one owner, with their rounds left and right, in order."""
     wanted = select(Vote).order_by(Vote.id)
     found = transaction.scalars(wanted if owner is None else wanted.where(Vote.owner == owner)).all()
-    return [(vote, _round(transaction, vote.session_id, vote.left), _round(transaction, vote.session_id, vote.right)) for vote in found]
+    return [(vote, *(sessions.row(transaction, vote.session_id, id) for id in (vote.left, vote.right))) for vote in found]
 
 
 def put_up(transaction: Transaction, pairs: Sequence[Pair]) -> int:
@@ -74,7 +74,3 @@ def annotated(transaction: Transaction, annotator: str | None = None) -> list[tu
     if annotator is not None:
         wanted = wanted.where(Annotation.annotator == annotator)
     return [(row[0], row[1]) for row in transaction.execute(wanted)]
-
-
-def _round(transaction: Transaction, session: str, id: int) -> StoredRound:
-    return transaction.scalars(select(StoredRound).where(StoredRound.session_id == session, StoredRound.id == id)).one()
