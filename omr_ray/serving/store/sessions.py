@@ -124,7 +124,7 @@ def change(
         if round_.status in ENDED and (round_.id > len(before.rounds) or before.round(round_.id).status not in ENDED):
             passing = StoredEvent.session_id == id, StoredEvent.round == round_.id, StoredEvent.kind.in_(PASSING)
             transaction.execute(delete(StoredEvent).where(*passing))
-            _tell(transaction, stored, "done", round_.id, Done(round=round_.id, status=round_.status))
+            _tell(transaction, stored, "done", round_.id, Done(round=round_.id, status=round_.status, seconds=time.time() - row.created_at))
     transaction.flush()
     return _kept(stored, [rows[round_.id] for round_ in after.rounds])
 
