@@ -57,12 +57,23 @@ def next_pair(transaction: Transaction, annotator: str) -> tuple[Pair | None, in
     return transaction.scalar(select(Pair).where(Pair.id.not_in(mine)).order_by(times, Pair.id).limit(1)), done, remaining
 
 
-def annotate(transaction: Transaction, annotator: str, pair: str, *, choice: str, seconds: float) -> tuple[Annotation, Pair]:
-    """Judge a pair; who judges it again has changed their mind. Raises NotFound."""
+def pair(transaction: Transaction, id: str) -> Pair | None:
+    return transaction.get(Pair, id)
+
+
+def pairs(transaction: Transaction) -> Sequence[Pair]:
+    """All that were put up, oldest first."""
+    return transaction.scalars(select(Pair).order_by(Pair.created_at, Pair.id)).all()
+
+
+def annotate(
+    transaction: Transaction, annotator: str, pair: str, *, choice: str, seconds: float, at: float | None = None
+) -> tuple[Annotation, Pair]:
+    """Judge a pair, now or `at` seconds since 1970; who judges it again has changed their mind. Raises NotFound."""
     found = transaction.get(Pair, pair)
     if found is None:
         raise NotFound(f"pair {pair!r:.80}")
-    said = {"choice": choice, "seconds": seconds, "created_at": time.time()}
+    said = {"choice": choice, "seconds": seconds, "created_at": time.time() if at is None else at}
     added = insert(transaction, Annotation).values(pair_id=pair, annotator=annotator, **said)
     transaction.execute(added.on_conflict_do_update(index_elements=["pair_id", "annotator"], set_=said))
     transaction.flush()
