@@ -107,6 +107,11 @@ def test_nothing_of_another_owner_is_there(database):
             lambda: sessions.load(transaction, "ann", "ses_none"),
             lambda: votes.vote(transaction, "bob", id, left=1, right=1, choice="tie"),
             lambda: sessions.shown_in(transaction, "bob", ADDRESS),
+            lambda: sessions.load(transaction, "ann", "\0"),
+            lambda: sessions.change(transaction, "\ud800", lambda session: session, owner="ann"),
+            lambda: sessions.shown_in(transaction, "ann", "\0"),
+            lambda: sessions.summaries(transaction, "ann", after="\0", limit=5),
+            lambda: votes.annotate(transaction, "ann", "\0", choice="tie", seconds=0.0),
         ):
             with pytest.raises(NotFound):
                 attempt()

@@ -15,6 +15,7 @@ from omr_ray.serving.store.access import TooMany
 from omr_ray.serving.store.database import Conflict
 from omr_ray.serving.store.sessions import NotFound
 from omr_ray.types import UserError
+from omr_ray.vlm.templates import clean
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,8 @@ def refusal_of(error: Exception) -> Refused:
             return Refused(error.status_code, str(error.detail), code="http_error", headers=dict(error.headers or {}))
         case RequestValidationError():
             first = error.errors()[0]
-            return Refused(422, str(first["msg"]), code="invalid_value", param=".".join(map(str, first["loc"][1:])) or None)
+            param = clean(".".join(map(str, first["loc"][1:])))[:200]  # the name of an unknown field is the client's own
+            return Refused(422, clean(str(first["msg"]))[:500], code="invalid_value", param=param or None)
     logger.error("a request failed", exc_info=error)
     return Refused(500, "internal error; try again", code="internal")
 

@@ -70,7 +70,7 @@ def annotate(
     transaction: Transaction, annotator: str, pair: str, *, choice: str, seconds: float, at: float | None = None
 ) -> tuple[Annotation, Pair]:
     """Judge a pair, now or `at` seconds since 1970; who judges it again has changed their mind. Raises NotFound."""
-    found = transaction.get(Pair, pair)
+    found = transaction.get(Pair, sessions.storable("pair", pair))
     if found is None:
         raise NotFound(f"pair {pair!r:.80}")
     said = {"choice": choice, "seconds": seconds, "created_at": time.time() if at is None else at}
