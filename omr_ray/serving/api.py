@@ -21,6 +21,7 @@ from omr_ray import __version__
 from omr_ray.config.serve import ServeConfig
 from omr_ray.serving import schemas as s
 from omr_ray.serving.adapters import listed
+from omr_ray.serving.pages.pages import add_pages
 from omr_ray.serving.pictures import PictureStore, read_upload, to_png
 from omr_ray.serving.store import access, sessions, votes
 from omr_ray.serving.store.database import Conflict, Database, Once
@@ -80,6 +81,7 @@ def create_api(config: ServeConfig, ready: Callable[[], Awaitable[bool]]) -> Fas
     _add_sessions(api)
     _add_images(api, config)
     _add_judgements(api)
+    add_pages(api)
     return api
 
 
