@@ -51,6 +51,7 @@ class Limits(Config):
 
     requests_per_minute: PositiveInt = Field(60, description="of those that make something")
     concurrent_rounds: PositiveInt = 4
+    images_wait_s: PositiveFloat = Field(600.0, description="that a request of the OpenAI API waits for its images")
     body_bytes: PositiveInt = Field(256 * 1024, description="of a request without an image")
     image_bytes: PositiveInt = 16 * 2**20
     image_pixels: PositiveInt = Field(4096 * 4096, description="that an uploaded image may have when it is opened")

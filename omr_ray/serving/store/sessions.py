@@ -115,7 +115,8 @@ def change(
         if row is not None and before.round(round_.id) == round_:
             continue
         if row is None:
-            row = rows[round_.id] = StoredRound(session_id=id, created_at=time.time(), attempts=0, adapter_sha256=adapter_sha256)
+            row = rows[round_.id] = StoredRound(session_id=id, created_at=time.time(), attempts=0)
+            row.adapter_sha256 = adapter_sha256 if round_.adapter else None
             transaction.add(row)
         for name, value in _columns(round_).items():
             setattr(row, name, value)
@@ -139,6 +140,11 @@ def tell(transaction: Transaction, id: str, kind: Kind, round: int, data: Schema
 def events(transaction: Transaction, id: str, after: int, limit: int = 200) -> list[StoredEvent]:
     wanted = select(StoredEvent).where(StoredEvent.session_id == id, StoredEvent.id > after)
     return list(transaction.scalars(wanted.order_by(StoredEvent.id).limit(limit)))
+
+
+def row(transaction: Transaction, id: str, round: int) -> StoredRound:
+    """A round as it is stored, with what a SessionRound does not know of it."""
+    return transaction.scalars(select(StoredRound).where(StoredRound.session_id == id, StoredRound.id == round)).one()
 
 
 def exists(transaction: Transaction, id: str) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session as Transaction
 
+from omr_ray.serving.schemas import Notes
 from omr_ray.serving.store import sessions
 from omr_ray.serving.store.database import insert
 from omr_ray.serving.store.sessions import NotFound
@@ -38,7 +39,7 @@ def judged(transaction: Transaction, owner: str | None = None) -> list[tuple[Vot
     """All votes, or those of one owner, with their rounds left and right, in order."""
     wanted = select(Vote).order_by(Vote.id)
     found = transaction.scalars(wanted if owner is None else wanted.where(Vote.owner == owner)).all()
-    return [(vote, _round(transaction, vote.session_id, vote.left), _round(transaction, vote.session_id, vote.right)) for vote in found]
+    return [(vote, *(sessions.row(transaction, vote.session_id, id) for id in (vote.left, vote.right))) for vote in found]
 
 
 def put_up(transaction: Transaction, pairs: Sequence[Pair]) -> int:
@@ -57,12 +58,13 @@ def next_pair(transaction: Transaction, annotator: str) -> tuple[Pair | None, in
     return transaction.scalar(select(Pair).where(Pair.id.not_in(mine)).order_by(times, Pair.id).limit(1)), done, remaining
 
 
-def annotate(transaction: Transaction, annotator: str, pair: str, *, choice: str, seconds: float) -> tuple[Annotation, Pair]:
+def annotate(transaction: Transaction, annotator: str, pair: str, *, choice: str, seconds: float, notes: Notes
+) -> tuple[Annotation, Pair]:
     """Judge a pair; who judges it again has changed their mind. Raises NotFound."""
     found = transaction.get(Pair, pair)
     if found is None:
         raise NotFound(f"pair {pair!r:.80}")
-    said = {"choice": choice, "seconds": seconds, "created_at": time.time()}
+    said = {"choice": choice, "seconds": seconds, "notes": notes.model_dump(mode="json"), "created_at": time.time()}
     added = insert(transaction, Annotation).values(pair_id=pair, annotator=annotator, **said)
     transaction.execute(added.on_conflict_do_update(index_elements=["pair_id", "annotator"], set_=said))
     transaction.flush()
@@ -74,7 +76,3 @@ def annotated(transaction: Transaction, annotator: str | None = None) -> list[tu
     if annotator is not None:
         wanted = wanted.where(Annotation.annotator == annotator)
     return [(row[0], row[1]) for row in transaction.execute(wanted)]
-
-
-def _round(transaction: Transaction, session: str, id: int) -> StoredRound:
-    return transaction.scalars(select(StoredRound).where(StoredRound.session_id == session, StoredRound.id == id)).one()
