@@ -82,11 +82,11 @@ def put_up_pairs(config, count, size):
 
 
 @contextmanager
-def served(place, *, keys="required", size=128, step_s=0.05, port=0, **changes):
+def served(place, *, keys="required", size=128, step_s=0.05):
     """(url, a key of ann, config) of a service in a directory of its own."""
     where = {"database": f"sqlite:///{place}/service.db", "images": str(place / "images"), "adapters": str(place / "adapters")}
     limits = {"requests_per_minute": 10_000, "concurrent_rounds": 4}
-    config = ServeConfig.model_validate({**where, "http": {"keys": keys}, "limits": limits, **changes})
+    config = ServeConfig.model_validate({**where, "http": {"keys": keys}, "limits": limits})
     database = Database(config.database)
     database.migrate()
     with database.write() as transaction:
@@ -96,7 +96,7 @@ def served(place, *, keys="required", size=128, step_s=0.05, port=0, **changes):
         return True
 
     conductor = Conductor(config, Models(size, step_s))
-    server = uvicorn.Server(uvicorn.Config(create_api(config, ready), host="127.0.0.1", port=port, log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(create_api(config, ready), host="127.0.0.1", port=0, log_level="error", timeout_graceful_shutdown=2))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     deadline = time.monotonic() + 60

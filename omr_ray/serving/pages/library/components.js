@@ -17,6 +17,10 @@ import "@awesome.me/webawesome/dist/components/spinner/spinner.js";
 import "@awesome.me/webawesome/dist/components/textarea/textarea.js";
 
 // All icons come from one file of ours: the library would fetch them from elsewhere, which the pages' policy forbids.
-const sprite = { resolver: (name) => new URL(`./icons.svg#${name}`, import.meta.url).href, spriteSheet: true };
+const sprite = {
+  resolver: (name) => new URL(`./icons.svg#${name}`, import.meta.url).href,
+  mutator: (svg) => svg.setAttribute("viewBox", "0 0 24 24"), // else it would be 300 px wide, and take the clicks there
+  spriteSheet: true,
+};
 registerIconLibrary("default", sprite);
 registerIconLibrary("system", sprite);

@@ -123,7 +123,7 @@ function pressed(event) {
   if (inText || event.ctrlKey || event.metaKey || event.altKey || document.querySelector("wa-dialog[open]")) return undefined;
   const onButton = event.composedPath().some((element) => element.matches?.("button, a, wa-button") && !element.matches(".choice"));
   const found = pair && CHOICES.find(({ key }) => key === event.key || key === event.key.toLowerCase());
-  const act = { l: () => $("load-last").click(), n: () => $("load").click(), "?": openHelp, Enter: onButton ? null : () => $("save").click() }[event.key.toLowerCase()];
+  const act = { l: () => $("load-last").click(), n: () => $("load").click(), "?": openHelp, enter: onButton ? null : () => $("save").click() }[event.key.toLowerCase()];
   if (found) {
     choose(found.choice);
     if (document.activeElement?.matches(".choice")) $("choices").querySelector('[aria-checked="true"]').focus();

@@ -31,7 +31,7 @@ let stopFollowing = () => {};
 function show() {
   const { session, current, passing } = known;
   const round = byId(session, current);
-  $("title").textContent = session ? session.title || "Untitled" : "New session";
+  $("session-title").textContent = session ? session.title || "Untitled" : "New session";
   document.title = `${session ? session.title || "Untitled" : "Dialogue"} · omr_ray`;
   document.body.classList.toggle("fresh", !session?.rounds.length);
   showStage(session, current, passing);

@@ -17,9 +17,13 @@ let askForKey = async (message) => {
 };
 let asking = null;
 
-/** Who asks the user for a key: (message) => Promise of it. */
+/** Who asks the user for a key that is known: (message) => Promise of it. */
 export function asksForKey(how) {
   askForKey = how;
+}
+
+export async function isKnown(key) {
+  return (await fetch("/v1/sessions?limit=1", { headers: { Authorization: `Bearer ${key}` }, cache: "no-store" })).status !== 401;
 }
 
 export const hasKey = () => sessionStorage.getItem(KEY) !== null;
@@ -37,7 +41,7 @@ export async function request(path, { method = "GET", json, form, headers = {}, 
   if (fault.status !== 401) throw fault;
   // Several requests may fail at once; the user is asked once, and not for a key that was entered meanwhile.
   if (sessionStorage.getItem(KEY) === used) {
-    asking ??= askForKey(used ? "That key is not known here. Check it, and try again." : "").finally(() => (asking = null));
+    asking ??= askForKey(used ? "Your key is not known here any more. Enter another one." : "").finally(() => (asking = null));
     sessionStorage.setItem(KEY, await asking);
   }
   return request(path, { method, json, form, headers, signal });
