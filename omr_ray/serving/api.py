@@ -10,6 +10,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from omr_ray import __version__
 from omr_ray.config.serve import ServeConfig
 from omr_ray.serving.metrics import Measured, Metrics
+from omr_ray.serving.pages.pages import add_pages
 from omr_ray.serving.pictures import PictureStore
 from omr_ray.serving.routes import adapters, events, judgements, models, rounds, sessions
 from omr_ray.serving.routes.caller import Service
@@ -35,4 +36,5 @@ def create_api(config: ServeConfig, ready: Callable[[], Awaitable[bool]]) -> Fas
         api.include_router(subject.router)
     api.include_router(images_router(config))
     api.include_router(openai_images_router(config))
+    add_pages(api)
     return api

@@ -29,6 +29,7 @@ LARGEST_SEED = 2**63 - 1
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 Number = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Choice = Literal["left", "right", "tie", "both_bad"]
+Tag = Literal["content", "style", "background", "size", "color", "perspective", "others"]
 
 
 class Schema(BaseModel):
@@ -72,10 +73,23 @@ class NewVote(Schema):
     choice: Choice
 
 
+class Note(Schema):
+    """What an annotator says of one image (TDRI section 4.1)."""
+
+    description: str = Field("", max_length=2000)
+    tags: tuple[Tag, ...] = Field((), max_length=7, description="aspects in which the image shows what the prompt asks for")
+
+
+class Notes(Schema):
+    left: Note = Note()
+    right: Note = Note()
+
+
 class NewAnnotation(Schema):
     pair: str = Field(max_length=64)
     choice: Choice
     seconds: float = Field(0.0, ge=0, le=86_400, description="that the annotator looked at it")
+    notes: Notes = Notes()
 
 
 # -- answers -----------------------------------------------------------------------------------------------------------
@@ -233,6 +247,7 @@ class AnnotationView(Schema):
     right: str
     choice: Choice
     seconds: float
+    notes: Notes
     created_at: int
 
 

@@ -41,7 +41,7 @@ def next_(here: Here, owner: Owner) -> Any:
 def annotate(body: s.NewAnnotation, here: Here, owner: Owner) -> s.AnnotationView:
     with here.database.write() as transaction:
         access.count_request(transaction, owner, per_minute=here.config.limits.requests_per_minute)
-        made = votes.annotate(transaction, owner, body.pair, choice=body.choice, seconds=body.seconds)
+        made = votes.annotate(transaction, owner, body.pair, choice=body.choice, seconds=body.seconds, notes=body.notes)
     return _annotation_view(*made)
 
 
@@ -57,4 +57,4 @@ def _vote_view(vote: Any) -> s.VoteView:
 
 def _annotation_view(found: Any, pair: Any) -> s.AnnotationView:
     shown = {"prompt": pair.prompt, "left": pair.left, "right": pair.right, "created_at": int(found.created_at)}
-    return s.AnnotationView(pair=pair.id, choice=found.choice, seconds=found.seconds, **shown)
+    return s.AnnotationView(pair=pair.id, choice=found.choice, seconds=found.seconds, notes=s.Notes.model_validate(found.notes), **shown)

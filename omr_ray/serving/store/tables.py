@@ -109,6 +109,7 @@ class Annotation(Table):
     annotator: Mapped[str] = mapped_column(String(64), primary_key=True)
     choice: Mapped[str] = mapped_column(String(16))
     seconds: Mapped[float]
+    notes: Mapped[dict[str, Any]]  # as schemas.Notes
     created_at: Mapped[float]
 
 

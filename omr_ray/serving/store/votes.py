@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session as Transaction
 
+from omr_ray.serving.schemas import Notes
 from omr_ray.serving.store import sessions
 from omr_ray.serving.store.database import insert
 from omr_ray.serving.store.sessions import NotFound
@@ -67,13 +68,25 @@ def pairs(transaction: Transaction) -> Sequence[Pair]:
 
 
 def annotate(
-    transaction: Transaction, annotator: str, pair: str, *, choice: str, seconds: float, at: float | None = None
+    transaction: Transaction,
+    annotator: str,
+    pair: str,
+    *,
+    choice: str,
+    seconds: float,
+    notes: Notes = Notes(),  # noqa: B008  (frozen)
+    at: float | None = None,
 ) -> tuple[Annotation, Pair]:
     """Judge a pair, now or `at` seconds since 1970; who judges it again has changed their mind. Raises NotFound."""
     found = transaction.get(Pair, sessions.storable("pair", pair))
     if found is None:
         raise NotFound(f"pair {pair!r:.80}")
-    said = {"choice": choice, "seconds": seconds, "created_at": time.time() if at is None else at}
+    said = {
+        "choice": choice,
+        "seconds": seconds,
+        "notes": notes.model_dump(mode="json"),
+        "created_at": time.time() if at is None else at,
+    }
     added = insert(transaction, Annotation).values(pair_id=pair, annotator=annotator, **said)
     transaction.execute(added.on_conflict_do_update(index_elements=["pair_id", "annotator"], set_=said))
     transaction.flush()
