@@ -100,7 +100,9 @@ class ServeConfig(Config):
     def with_absolute_paths(self) -> ServeConfig:
         """Relative paths as they are meant in the working directory: each process of the service may have another one."""
         values = self.model_dump()
-        values["database"] = re.sub(r"^(sqlite\b[^:]*:///)([^/:].*)", lambda found: found[1] + str(Path(found[2]).absolute()), self.database)
+        values["database"] = re.sub(
+            r"^(sqlite\b[^:]*:///)([^/:].*)", lambda found: found[1] + str(Path(found[2]).absolute()), self.database
+        )
         values["images"] = self.images if "://" in self.images else str(Path(self.images).absolute())
         values["adapters"] = str(Path(self.adapters).absolute())
         for key in MAYBE_PATHS:
