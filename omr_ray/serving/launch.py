@@ -26,13 +26,14 @@ FAULT = re.compile(r"UserError[^:\n]*: (.+)")  # in what Serve tells of a proces
 
 
 def run(config: ServeConfig) -> dict[str, Any]:
-    """Serve until interrupted. Raises UserError for what can be seen before a model is loaded, and for models that cannot be."""
+    """Serve until interrupted or terminated. Raises UserError for what can be seen before a model is loaded, and for models that cannot be."""
     check(config)
     replicas = config.replicas
     needed = sum(actors.count * actors.num_cpus for actors in (replicas.web, replicas.rounds, replicas.diffusion, replicas.language))
     url = f"http://{_in_url(config.http.host)}:{config.http.port}"
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ray.init("local", num_cpus=int(needed) + 2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what ends a service elsewhere; Ray's own handler aborts
     try:
         serve.start(http_options={"host": config.http.host, "port": config.http.port})
         serve.run(build(config.model_dump(mode="json")), name=config.name, route_prefix="/")

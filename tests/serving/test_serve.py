@@ -187,7 +187,15 @@ def started(place):
     environment |= {"HOME": str(home), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "RAY_agent_register_timeout_ms": "300000"}
     environment |= {"RAY_raylet_start_wait_time_s": "300", "RAY_worker_niceness": "0"}
     command = [sys.executable, "-m", "omr_ray.cli", "serve", "config.yaml", "--json"]
-    return subprocess.Popen(command, cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command,
+        cwd=place,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background of a shell ignore it
+    )
 
 
 @pytest.fixture(scope="module")
