@@ -26,7 +26,7 @@ FAULT = re.compile(r"UserError[^:\n]*: (.+)")  # in what Serve tells of a proces
 
 
 def run(config: ServeConfig) -> dict[str, Any]:
-    """Serve until interrupted or terminated. Raises UserError for what can be seen before a model is loaded, and for models that cannot be."""
+    """Serve until interrupted or terminated. Raises UserError for what can be seen before Ray starts, and for models that cannot load."""
     check(config)
     replicas = config.replicas
     needed = sum(actors.count * actors.num_cpus for actors in (replicas.web, replicas.rounds, replicas.diffusion, replicas.language))
