@@ -12,6 +12,8 @@ from omr_ray import atelier, cli
 from omr_ray.config.serve import ServeConfig
 from omr_ray.serving import launch
 from omr_ray.types import UserError
+from tests.serve_process import served
+from tests.tiny import make_tiny_sd
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = str(ROOT / "configs/serve_atelier.yaml")
@@ -51,6 +53,24 @@ def test_what_is_written_for_a_cluster_names_everything_and_is_accepted(tmp_path
     assert ServeConfig.model_validate(application.args) == ServeConfig.load(SHIPPED).with_absolute_paths()
 
 
-def test_the_users_fault_is_found_in_what_serve_tells():
-    told = 'Deploying application omr failed: ...\n  File "x.py", line 3, in f\nomr_ray.types.UserError: models/sd: not there; fetch it\n'
-    assert launch.FAULT.findall(told) == ["models/sd: not there; fetch it"]
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_a_model_that_cannot_be_loaded_ends_it_with_one_line(tmp_path):
+    """Three processes of a deployment have to fail before Serve gives up."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    (tmp_path / "clip").mkdir()
+    few = {"num_cpus": 0.25}
+    config = {
+        "model": {"kind": "diffusers", "path": str(make_tiny_sd(tmp_path / "sd")), "dtype": "float32"},
+        "clip": "clip",
+        "dialogue": {"language": {"type": "openai", "url": "http://127.0.0.1:1/v1", "model": "m"}},
+        "http": {"port": port},
+        "replicas": {"web": few, "rounds": few, "diffusion": few, "language": few},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    process = served(tmp_path)
+    _, err = process.communicate(timeout=1200)
+    assert process.returncode == 2
+    assert err == f"omr-ray: {tmp_path}/clip: no *.safetensors file in it; give a complete model directory\n"

@@ -9,7 +9,6 @@ import queue
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from dataclasses import dataclass, field
@@ -30,11 +29,11 @@ from omr_ray.serving.store.database import Database
 from omr_ray.vlm.engine import Message
 from tests.http_server import answer, server
 from tests.scripted_language import Album, ScriptedLanguage
+from tests.serve_process import served
 from tests.tiny import make_tiny_clip, make_tiny_sd
 
 pytestmark = pytest.mark.timeout(1500)
 
-ROOT = Path(__file__).parents[2]
 STEPS = 300
 PATIENCE_S = 600
 QUICK = {"strength": 0.05}  # an edit that runs 15 steps
@@ -148,7 +147,7 @@ def service(models, tmp_path_factory):
         with database.write() as transaction:
             key = make_key(transaction, "ann")
         database.close()
-        process = started(place)
+        process = served(place, "config.yaml", "--json")
         client = httpx2.Client(base_url=f"http://127.0.0.1:{port}", headers={"authorization": f"Bearer {key}"}, timeout=120)
         made = Service(process=process, name=name, place=place, client=client)
         threading.Thread(target=lambda: [made.lines.put(line) for line in process.stderr], daemon=True).start()
@@ -177,25 +176,6 @@ def configured(name, models, language, port):
         "limits": {"requests_per_minute": 1000, "concurrent_rounds": 3},
         "replicas": {"web": few, "rounds": few, "diffusion": few, "language": few, "lease_s": 3},
     }
-
-
-def started(place):
-    home = place / "home"
-    home.mkdir()
-    environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "PYTHONDONTWRITEBYTECODE")}
-    # As in tests/ray/conftest.py: Ray's agents start slowly on a busy machine.
-    environment |= {"HOME": str(home), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "RAY_agent_register_timeout_ms": "300000"}
-    environment |= {"RAY_raylet_start_wait_time_s": "300", "RAY_worker_niceness": "0"}
-    command = [sys.executable, "-m", "omr_ray.cli", "serve", "config.yaml", "--json"]
-    return subprocess.Popen(
-        command,
-        cwd=place,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background of a shell ignore it
-    )
 
 
 @pytest.fixture(scope="module")
@@ -266,6 +246,7 @@ def test_a_process_that_is_killed_in_mid_round_costs_nothing_but_time(service, u
     service.wait_for_step(session, id)
     victim = service.replica(deployment)
     victim.kill()
+    assert service.client.get(f"/v1/sessions/{session}/rounds/{id}").json()["image"] is None
     round_ = service.ended(session, id)
     assert (round_["status"], round_["error"], round_["image"]) == ("done", None, undisturbed)
     assert len(round_["scores"]) == 7 and round_["question"]
