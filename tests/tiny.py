@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionConfig
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 WIDTH = 16  # of a text encoder
 TOKENS = 16
@@ -43,6 +44,18 @@ def make_tiny_sdxl(path: str | Path, seed: int = 0) -> Path:
         tokenizer_2=_tokenizer(),
         scheduler=_scheduler("epsilon"),
     ).save_pretrained(path)
+    return Path(path)
+
+
+def make_tiny_clip(path: str | Path, seed: int = 0) -> Path:
+    """A CLIPModel with vectors of 16 numbers, its tokenizer and its image processor."""
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = CLIPVisionConfig(image_size=16, patch_size=8, projection_dim=WIDTH, **sizes)
+    config = CLIPConfig(text_config=_text_config().to_dict(), vision_config=vision.to_dict(), projection_dim=WIDTH)
+    size = {"height": 16, "width": 16}
+    for part in (CLIPModel(config).eval(), _tokenizer(), CLIPImageProcessorPil(size=size, crop_size=size)):
+        part.save_pretrained(path)
     return Path(path)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -12,6 +14,8 @@ from omr_ray.config.reading import Config
 from omr_ray.config.run import Actors, AtelierModel, Lora, Model, Sampler
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+# Keys that may name a directory or file of this machine, or something of a hub, or of the embedded world.
+MAYBE_PATHS = ("model.path", "model.controlnet", "lora.start", "clip", "dialogue.language.path", "pose.estimator.path")
 
 
 class Painting(Config):
@@ -93,3 +97,21 @@ class ServeConfig(Config):
         if self.pose is not None and self.model.controlnet is None:
             raise ValueError("pose needs model.controlnet, which reads it; set that too, or leave pose out")
         return self
+
+    def with_absolute_paths(self) -> ServeConfig:
+        """Relative paths as they are meant in the working directory: each process of the service may have another one."""
+        values = self.model_dump()
+        values["database"] = re.sub(
+            r"^(sqlite\b[^:]*:///)([^/:].*)", lambda found: found[1] + str(Path(found[2]).absolute()), self.database
+        )
+        values["images"] = self.images if "://" in self.images else str(Path(self.images).absolute())
+        values["adapters"] = str(Path(self.adapters).absolute())
+        for key in MAYBE_PATHS:
+            *sections, name = key.split(".")
+            section: Any = values
+            for each in sections:
+                section = (section or {}).get(each)
+            value = (section or {}).get(name)
+            if value is not None and Path(value).exists():
+                section[name] = str(Path(value).absolute())
+        return ServeConfig.model_validate(values)

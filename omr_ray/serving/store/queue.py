@@ -28,6 +28,7 @@ class Claim:
     session: str
     round: int
     kind: str  # of the session
+    adapter_sha256: str | None  # content of the adapter when the round was accepted
     attempts: int  # this one included
     holder: str
 
@@ -41,13 +42,21 @@ def claim(transaction: Transaction, holder: str, lease_s: float) -> Claim | None
         update(StoredRound)
         .where(StoredRound.row == oldest.with_for_update(skip_locked=True).scalar_subquery())
         .values(lease_holder=holder, lease_until=now + lease_s, attempts=StoredRound.attempts + 1)
-        .returning(StoredRound.row, StoredRound.session_id, StoredRound.id, StoredRound.attempts)
+        .returning(StoredRound.row, StoredRound.session_id, StoredRound.id, StoredRound.attempts, StoredRound.adapter_sha256)
     )
     found = transaction.execute(taken).first()
     if found is None:
         return None
     kind = transaction.get_one(StoredSession, found.session_id).kind
-    return Claim(row=found.row, session=found.session_id, round=found.id, kind=kind, attempts=found.attempts, holder=holder)
+    return Claim(
+        row=found.row,
+        session=found.session_id,
+        round=found.id,
+        kind=kind,
+        adapter_sha256=found.adapter_sha256,
+        attempts=found.attempts,
+        holder=holder,
+    )
 
 
 def save(transaction: Transaction, claimed: Claim, round_: SessionRound) -> Kept:
