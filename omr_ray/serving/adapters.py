@@ -27,7 +27,7 @@ def listed(root: str, owner: str) -> tuple[AdapterView, ...]:
     for group in ("shared", f"users/{owner}"):
         for file in sorted((Path(root) / group).glob(f"*/{FILE}")):
             if re.fullmatch(NAME, file.parent.name):
-                found.append(AdapterView(id=f"{group}/{file.parent.name}", sha256=_sha256(file)))
+                found.append(AdapterView(id=f"{group}/{file.parent.name}", sha256=sha256_of(file)))
     return tuple(found)
 
 
@@ -67,6 +67,6 @@ class AdapterCache:
         return load_adapter(self._root / id).weights_for(self._rank, self._alpha)
 
 
-def _sha256(file: Path) -> str:
+def sha256_of(file: Path) -> str:
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
