@@ -21,12 +21,13 @@ from omr_ray.serving.store.database import Database
 from omr_ray.serving.store.tables import StoredRound, Vote
 from omr_ray.serving.store.updates import Due
 from omr_ray.serving.versions import Versions
-from omr_ray.training.adaptive_optimization import Drawing, Judged, Weights, held_out, learn, redraw, wins
+from omr_ray.training.adaptive_optimization import Drawing, Judged, Weights, held_out, judge, learn, redraw
 from omr_ray.types import UserError
 
 logger = logging.getLogger(__name__)
 
 MOST_JUDGES = 200  # held-out votes that a version is judged by: the newest
+MOST_DRIFT = 0.1  # nats a latent dimension; what has burst is far above
 
 
 class Updater:
@@ -64,8 +65,12 @@ class Updater:
         if not all(np.isfinite(value).all() for value in after.values()):
             return self._finish(due, "refused", "what was learned is not finite", figures)
         steps = redraw(self._sampler, judges, self._weights)
-        before_rate, after_rate = (float(wins(self._sampler, steps, weights).mean()) for weights in (start, after))
+        old, new = (judge(self._sampler, steps, weights) for weights in (start, after))
+        before_rate, after_rate = float(old.wins.mean()), float(new.wins.mean())
         figures |= {"votes": float(len(learned_from)), "judges": float(len(judges)), "wins_before": before_rate, "wins": after_rate}
+        figures["drift"] = new.drift
+        if not new.drift <= MOST_DRIFT:
+            return self._finish(due, "refused", f"it makes what was preferred unlikely itself, by {new.drift:.3g} a dimension", figures)
         if after_rate <= before_rate:
             said = f"it agrees with {after_rate:.0%} of {len(judges)} held-out votes, what is in use with {before_rate:.0%}"
             return self._finish(due, "refused", said, figures)
@@ -98,10 +103,10 @@ class Updater:
         found = []
         for vote, left, right in votes:
             session = sessions.find(transaction, vote.session_id)
-            drawings = self._drawing(session, left), self._drawing(session, right)
-            if drawings[0] is not None and drawings[1] is not None:
-                winner, loser = drawings if vote.choice == "left" else drawings[::-1]
-                found.append(Judged(id=str(vote.id), winner=winner, loser=loser))
+            winner, loser = (left, right) if vote.choice == "left" else (right, left)
+            chosen, rejected = self._drawing(session, winner), self._drawing(session, loser)
+            if chosen is not None and rejected is not None:
+                found.append(Judged(id=str(vote.id), winner=chosen, loser=rejected))
         return found
 
     def _drawing(self, session: Session, round_: StoredRound) -> Drawing | None:

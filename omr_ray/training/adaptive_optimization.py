@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -151,17 +152,25 @@ def learn(
     return weights, {"loss": total / max(1, updates), "updates": float(updates), "left_out": float(left_out), "rows": float(count)}
 
 
-def wins(sampler: MultiRoundSampler, steps: Steps, weights: Weights) -> np.ndarray:
-    """Whether an adapter leans to the winner of each vote, f64 [votes]: 1, or 0, or 0.5 where it leans nowhere, as the base does.
+class Verdict(NamedTuple):
+    """What held-out votes say about an adapter."""
 
-    It leans to what its log-probability has risen for, against the base, over all stored steps of the vote (the margin of eq. 7).
+    wins: np.ndarray  # f64 [votes]: 1 where it leans to the winner, 0 where to the loser, 0.5 where nowhere, as the base does
+    drift: float  # how much less likely the winners' own steps have become, a latent dimension; 0 for the base
+
+
+def judge(sampler: MultiRoundSampler, steps: Steps, weights: Weights) -> Verdict:
+    """An adapter leans to what its log-probability has risen for, against the base, over all stored steps of a vote (the margin of eq. 7).
+
+    A policy that makes losers unlikely by making everything unlikely leans to winners too: hence the drift. Where
+    log-probabilities are not finite, the vote is lost.
     """
     count = len(steps.pair)
     reference = log_probs(sampler, steps, adapter=False)
     sampler.policy.load_lora(weights)
-    gained = log_probs(sampler, steps) - reference
-    margins = np.bincount(steps.pair, weights=(gained[:count] - gained[count:]).double().numpy())
-    return 0.5 + 0.5 * np.sign(margins)
+    gained = (log_probs(sampler, steps) - reference).double().numpy()
+    margins = np.bincount(steps.pair, weights=gained[:count] - gained[count:])
+    return Verdict(wins=np.where(np.isfinite(margins), 0.5 + 0.5 * np.sign(margins), 0.0), drift=-float(gained[:count].mean()))
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from omr_ray.config.dialogue import AdaptiveOptimization
 from omr_ray.diffusion.generation import generate_guided
 from omr_ray.diffusion.policy import Policy
 from omr_ray.diffusion.sampler import MultiRoundSampler
-from omr_ray.training.adaptive_optimization import Drawing, Judged, held_out, learn, redraw, wins
+from omr_ray.training.adaptive_optimization import Drawing, Judged, held_out, judge, learn, redraw
 from omr_ray.types import UserError
 from tests.tiny import make_tiny_sd
 
@@ -86,13 +86,20 @@ def test_each_image_is_drawn_under_the_adapter_it_was_made_with(sampler, base):
 
 def test_learning_leans_to_the_winners_and_the_base_leans_nowhere(sampler, base):
     found = redraw(sampler, votes(2), lambda key: base)
-    assert wins(sampler, found, base).tolist() == [0.5, 0.5]
+    assert judge(sampler, found, base).wins.tolist() == [0.5, 0.5] and judge(sampler, found, base).drift == 0.0
     weights, figures = learn(sampler, found, base, CONFIG.model_copy(update={"passes": 8}), seed=0)
-    assert wins(sampler, found, weights).tolist() == [1.0, 1.0]
+    assert judge(sampler, found, weights).wins.tolist() == [1.0, 1.0]
     assert figures["updates"] == 16.0 and figures["rows"] == 6.0 and figures["left_out"] == 0.0
     assert figures["loss"] < np.log(2)  # what a policy loses that leans nowhere
     swapped = [Judged(id=vote.id, winner=vote.loser, loser=vote.winner) for vote in votes(2)]
-    assert wins(sampler, redraw(sampler, swapped, lambda key: base), weights).tolist() == [0.0, 0.0]
+    assert judge(sampler, redraw(sampler, swapped, lambda key: base), weights).wins.tolist() == [0.0, 0.0]
+
+
+def test_what_makes_all_unlikely_drifts(sampler, base):
+    found = redraw(sampler, votes(2), lambda key: base)
+    assert judge(sampler, found, {name: value + 5 for name, value in base.items()}).drift > 0.1
+    verdict = judge(sampler, found, {name: np.full_like(value, np.nan) for name, value in base.items()})
+    assert verdict.wins.tolist() == [0.0, 0.0] and np.isnan(verdict.drift)
 
 
 def test_the_same_votes_give_the_same_adapter(sampler, base):
