@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from omr_ray.config.dialogue import DialogueConfig
+from omr_ray.config.dialogue import AdaptiveOptimization, DialogueConfig
 from omr_ray.config.generation import AttendAndExcite, Pose
 from omr_ray.config.reading import Config
-from omr_ray.config.run import Actors, AtelierModel, Lora, Model, Sampler
+from omr_ray.config.run import Actor, Actors, AtelierModel, Lora, Model, Sampler
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 # Keys that may name a directory or file of this machine, or something of a hub, or of the embedded world.
@@ -68,6 +68,7 @@ class Replicas(Config):
     rounds: Actors = Actors(num_cpus=0.25)
     diffusion: Actors = Actors()
     language: Actors = Actors(num_cpus=0.5)
+    updates: Actor = Actor(num_cpus=0.5)  # for as long as one lasts
     rounds_at_once: PositiveInt = Field(8, description="of one `rounds` process")
     lease_s: float = Field(15.0, ge=3, description="after this time without a sign of life, another process goes on with a round")
     answer_timeout_s: PositiveFloat = Field(300.0, description="limit of one call of a model")
@@ -83,6 +84,7 @@ class ServeConfig(Config):
     pose: Pose | None = Field(None, description="let the first image's pose lead the later ones; needs model.controlnet")
     attention: AttendAndExcite | None = None
     dialogue: DialogueConfig = DialogueConfig()
+    updates: AdaptiveOptimization | None = Field(None, description="let votes teach adapters; null only keeps the votes")
     clip: str = Field("atelier", description="compares texts (TDRI eq. 5): a directory or hub id; atelier is the embedded one")
     database: str = Field("sqlite:///runs/serve/service.db", description="or postgresql+psycopg://USER@HOST/NAME, for several machines")
     images: str = Field("runs/serve/images", description="directory, s3:// or gs://")
@@ -91,6 +93,12 @@ class ServeConfig(Config):
     http: Http = Http()
     limits: Limits = Limits()
     replicas: Replicas = Replicas()
+
+    @model_validator(mode="after")
+    def updates_can_draw_again(self) -> ServeConfig:
+        if self.updates is not None and (self.pose is not None or self.attention is not None):
+            raise ValueError("updates draw images again from prompt and seed alone; leave out pose and attention, or updates")
+        return self
 
     @model_validator(mode="after")
     def a_pose_needs_its_network(self) -> ServeConfig:
