@@ -12,15 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from omr_ray.atelier import world
 from omr_ray.dialogue.simulated_user import wrong_aspects
 from omr_ray.evaluation import metrics
-from omr_ray.evaluation.metrics import Interval
 from omr_ray.evaluation.generating import Generate, sessions
+from omr_ray.evaluation.metrics import Interval
 from omr_ray.evaluation.results import Comparison, Evaluation, HeldOut, RoundsToIntent, SheetRound, SheetRow, load, save
 from omr_ray.rewards.consistency import consistency_credits
 from omr_ray.rewards.diversity import diversity

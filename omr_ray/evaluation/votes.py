@@ -50,7 +50,15 @@ class Vote:
 def blind_pairs(items: Sequence[tuple[str, int, int, str]], models: Sequence[str], seed: int) -> list[BlindPair]:
     """Every two models on every item (dialogue, round, sibling, prompt), in both orders."""
     return [
-        BlindPair(id=_blind_id(seed, *place, left, right), dialogue=place[0], round=place[1], sibling=place[2], prompt=prompt, left=left, right=right)
+        BlindPair(
+            id=_blind_id(seed, *place, left, right),
+            dialogue=place[0],
+            round=place[1],
+            sibling=place[2],
+            prompt=prompt,
+            left=left,
+            right=right,
+        )
         for *place, prompt in items
         for left, right in itertools.permutations(models, 2)
     ]

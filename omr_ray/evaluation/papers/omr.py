@@ -47,7 +47,12 @@ def weights_by_round(context: Context) -> Result:
         name: [SCHEDULES[schedule.type](t, **schedule.model_dump(exclude={"type"})) for t in rounds] for name, schedule in schedules.items()
     }
     drawings = tuple(
-        Drawing(title=title, svg=Markup(plots.lines({name: (list(rounds), [w[term] for w in rows]) for name, rows in weights.items()}, x="round", y="weight")))
+        Drawing(
+            title=title,
+            svg=Markup(
+                plots.lines({name: (list(rounds), [w[term] for w in rows]) for name, rows in weights.items()}, x="round", y="weight")
+            ),
+        )
         for term, title in TERMS.items()
     )
     rows = tuple(
@@ -68,7 +73,9 @@ def score_distributions(context: Context) -> Result:
         drawings.append(Drawing(title=measure.title, svg=drawing.boxes(found, y="")))
         names = ("mean", "med", "q1", "q3", "whislo", "whishi")
         rows = tuple((model, tuple(Cell(value=float(box[name]), form=measure.form) for name in names)) for model, box in found.items())
-        tables.append(Table(title=measure.title, columns=("mean", "median", "quartile 1", "quartile 3", "whisker low", "whisker high"), rows=rows))
+        tables.append(
+            Table(title=measure.title, columns=("mean", "median", "quartile 1", "quartile 3", "whisker low", "whisker high"), rows=rows)
+        )
     note = "All images of all rounds of the held-out dialogues. Whiskers reach the last value within 1.5 times the box. The paper prints no numbers for this figure."
     return Result(note=note, tables=tuple(tables), drawings=tuple(drawings), missing=context.gaps(SCORES))
 
@@ -77,7 +84,11 @@ def selection(context: Context) -> Result:
     """Fig. 6: top 3 of 9, 25 and 64 images as the preference model picks them, beside what others pick."""
     painter = (context.sampled or context.models)[0]
     worth, ours = (context.results.cube(painter, SELECTION, metric, "prompt") for metric in ("oracle", "preference"))
-    rivals = {name: cube[:, 0] for name in ("clip", "aesthetic", "blip") if (cube := context.results.cube(painter, SELECTION, name, "prompt")) is not None}
+    rivals = {
+        name: cube[:, 0]
+        for name in ("clip", "aesthetic", "blip")
+        if (cube := context.results.cube(painter, SELECTION, name, "prompt")) is not None
+    }
     gaps = context.gaps((("clip", "prompt"), ("aesthetic", "prompt"), ("blip", "prompt")))
     if worth is None or ours is None:
         why = "needs a judge that is none of the scorers: the oracle of the embedded world, or people"
@@ -100,7 +111,9 @@ def selection(context: Context) -> Result:
         f"Images of {painter}, {SIZES[-1]} for each of {worth.shape[0]} prompts. Judge: the share of the prompt's aspects that the kept images show, "
         "read by the oracle; people judged in the paper, which says that all win rates exceed 50%."
     )
-    return Result(note=note, tables=(table,), drawings=(Drawing(title="Win, tie, lose", svg=Markup(plots.outcomes(shares)), wide=True),), missing=gaps)
+    return Result(
+        note=note, tables=(table,), drawings=(Drawing(title="Win, tie, lose", svg=Markup(plots.outcomes(shares)), wide=True),), missing=gaps
+    )
 
 
 def win_matrix(context: Context) -> Result:
@@ -117,7 +130,9 @@ def win_matrix(context: Context) -> Result:
     }
     rounds = max(len(found) for found in rates.values())
     forward = {pair: found for pair, found in rates.items() if _first(pair, names)}
-    by_round = np.array([[np.nan if one is None else one.value for one in found] + [np.nan] * (rounds - len(found)) for found in forward.values()])
+    by_round = np.array(
+        [[np.nan if one is None else one.value for one in found] + [np.nan] * (rounds - len(found)) for found in forward.values()]
+    )
     columns = [str(r) for r in range(1, rounds + 1)]
     drawn = Drawing(title="By round", svg=drawing.heat_map(by_round, list(forward), columns, x="round", middle=0.5), wide=True)
     rows = []
@@ -135,15 +150,17 @@ def win_matrix(context: Context) -> Result:
 
 def table1(context: Context) -> Result:
     """Table 1: every metric with ranks, rounds to intent, and the paper's row beside ours."""
-    consistency, quality = (("lpips", "previous"), ("features", "previous")), (("aesthetic", "prompt"), ("clip", "prompt"), ("blip", "prompt"))
+    consistency, quality = (
+        (("lpips", "previous"), ("features", "previous")),
+        (("aesthetic", "prompt"), ("clip", "prompt"), ("blip", "prompt")),
+    )
     wanted = (*consistency, *quality, ("oracle", "prompt"), ("preference", "prompt"))
     measured = compared(context, "", DIALOGUES, context.known(DIALOGUES, wanted))
     rounds = {name: rounds_to_intent(context, name) for name in context.models}
     known = {name: comparing.interval(found) for name, found in rounds.items() if found is not None}
     order = comparing.ranks([known[name].value if name in known and known[name] else None for name in context.models], "down")
     rows = tuple(
-        (name, (*cells, Cell.of(known.get(name), "{:.2f}", rank)))
-        for (name, cells), rank in zip(measured.rows, order, strict=True)
+        (name, (*cells, Cell.of(known.get(name), "{:.2f}", rank))) for (name, cells), rank in zip(measured.rows, order, strict=True)
     )
     ours = Table(title="Our models", columns=(*measured.columns, "Rounds to intent ↓"), rows=rows)
     columns = ("human", "lpips", "aesthetic", "clip", "blip", "rounds")
@@ -152,7 +169,13 @@ def table1(context: Context) -> Result:
         title="The paper's table 1",
         columns=("Human wins ↑", "LPIPS ↓", "Aesthetic ↑", "CLIP ↑", "BLIP ↑", "Round ↓", "stands beside"),
         rows=tuple(
-            (name, (*(Cell.paper(values[column]) for column in columns), Cell(text=", ".join(ours for ours, row in beside.items() if row == name) or "–")))
+            (
+                name,
+                (
+                    *(Cell.paper(values[column]) for column in columns),
+                    Cell(text=", ".join(ours for ours, row in beside.items() if row == name) or "–"),
+                ),
+            )
             for name, values in OMR_TABLE1.items()
         ),
     )
@@ -161,7 +184,9 @@ def table1(context: Context) -> Result:
     if not known:
         missing.append(Missing(what="Rounds to intent", why="only images of the embedded world can be read exactly"))
     if context.config.votes is None:
-        missing.append(Missing(what="Human wins", why="no votes are given", remedy="have votes/assignments.json judged, then set votes=FILE"))
+        missing.append(
+            Missing(what="Human wins", why="no votes are given", remedy="have votes/assignments.json judged, then set votes=FILE")
+        )
     note = (
         f"Held-out dialogues, all rounds; rounds to intent with a simulated user, {context.run.evaluation.max_rounds + 1} stands for never. "
         "A feature distance is one minus the cosine of f(z), the frozen UNet's features of the encoded image (OMR section 3.2); it is not LPIPS."
@@ -171,23 +196,30 @@ def table1(context: Context) -> Result:
 
 def modality_switching(context: Context) -> Result:
     """Table 2: not computed here; what it would take, and what the paper has."""
-    rows = tuple((name, tuple(Cell.paper(values.get(column)) for column in ("T->T", "T->I", "I+T->I", "I+T->T"))) for name, values in OMR_TABLE2_OURS.items())
+    rows = tuple(
+        (name, tuple(Cell.paper(values.get(column)) for column in ("T->T", "T->I", "I+T->I", "I+T->T")))
+        for name, values in OMR_TABLE2_OURS.items()
+    )
     table = Table(title="The paper's table 2, its own model, per cent", columns=("T→T", "T→I", "I+T→I", "I+T→T"), rows=rows)
     why = "needs a language model that decides between words and pictures; none of the models under comparison is one"
-    gap = Missing(what="Modality switching", why=why, remedy="omr-ray atelier pretrain --out DIR --only language_model, then dialogue/engine.py")
+    gap = Missing(
+        what="Modality switching", why=why, remedy="omr-ray atelier pretrain --out DIR --only language_model, then dialogue/engine.py"
+    )
     return Result(tables=(table,), missing=(gap,))
 
 
 def ablation(context: Context) -> Result:
     """Fig. 8: what leaving out each reward does; bars."""
     remedy = "omr-ray sweep configs/sweep_ablations.yaml, then name its adapters under models and ablations"
-    return _roles(context, {name: model for name, model in context.config.ablations.items()}, "Reward ablations", remedy)
+    return _roles(context, dict(context.config.ablations.items()), "Reward ablations", remedy)
 
 
 def training_size(context: Context) -> Result:
     """Fig. 9: what more training dialogues do."""
     roles = {f"{size:,}": model for size, model in sorted(context.config.training_sizes.items())}
-    remedy = "omr-ray sweep with variants of dialogues.path of 5k, 10k, 15k dialogues, then name its adapters under models and training_sizes"
+    remedy = (
+        "omr-ray sweep with variants of dialogues.path of 5k, 10k, 15k dialogues, then name its adapters under models and training_sizes"
+    )
     return _roles(context, roles, "Training sizes", remedy)
 
 
@@ -218,7 +250,11 @@ def _gains(context: Context, rounds: Mapping[str, np.ndarray | None], wanted: tu
         pairs = [(context.cubes(DIALOGUES, measure, (first, name)), measure) for measure in known]
         cells = [Cell.of(_difference(cubes.get(first), cubes.get(name)), measure.form.replace(":", ":+")) for cubes, measure in pairs]
         rows.append((name, (*cells, Cell.of(_difference(rounds.get(first), rounds.get(name)), "{:+.2f}"))))
-    return (Table(title=f"Difference to {first}, paired", columns=(*(arrow(measure) for measure in known), "Rounds to intent ↓"), rows=tuple(rows)),)
+    return (
+        Table(
+            title=f"Difference to {first}, paired", columns=(*(arrow(measure) for measure in known), "Rounds to intent ↓"), rows=tuple(rows)
+        ),
+    )
 
 
 def _difference(before: np.ndarray | None, after: np.ndarray | None) -> Interval | None:
@@ -229,9 +265,21 @@ def _roles(context: Context, roles: Mapping[str, str], what: str, remedy: str) -
     """Bars of every measure for models that play a part, as fig. 8 and 9 draw them."""
     if not roles:
         return Result(missing=(Missing(what=what, why="no adapters for it are given", remedy=remedy),))
-    wanted = (("preference", "prompt"), ("oracle", "prompt"), ("clip", "prompt"), ("blip", "prompt"), ("lpips", "previous"), ("features", "previous"))
+    wanted = (
+        ("preference", "prompt"),
+        ("oracle", "prompt"),
+        ("clip", "prompt"),
+        ("blip", "prompt"),
+        ("lpips", "previous"),
+        ("features", "previous"),
+    )
     known = context.known(DIALOGUES, wanted)
-    found = {measure: {role: comparing.interval(cube) for role, model in roles.items() for cube in context.cubes(DIALOGUES, measure, (model,)).values()} for measure in known}
+    found = {
+        measure: {
+            role: comparing.interval(cube) for role, model in roles.items() for cube in context.cubes(DIALOGUES, measure, (model,)).values()
+        }
+        for measure in known
+    }
     drawings = tuple(
         Drawing(title=arrow(measure), svg=drawing.interval_bars({measure.title: {role: one for role, one in bars.items() if one}}, y=""))
         for measure, bars in found.items()

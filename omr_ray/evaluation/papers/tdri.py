@@ -71,7 +71,9 @@ def four_rounds(context: Context) -> Result:
         cubes = context.cubes(DIALOGUES, measure)
         found = {name: [comparing.interval(cube[:, r : r + 1]) for r in range(cube.shape[1])] for name, cube in cubes.items()}
         rounds = max(len(row) for row in found.values())
-        rows = tuple((name, tuple(Cell.of(one, measure.form) for one in row) + (Cell(),) * (rounds - len(row))) for name, row in found.items())
+        rows = tuple(
+            (name, tuple(Cell.of(one, measure.form) for one in row) + (Cell(),) * (rounds - len(row))) for name, row in found.items()
+        )
         tables.append(Table(title=measure.title, columns=tuple(f"round {r}" for r in range(1, rounds + 1)), rows=rows))
         series = {name: {float(r): one for r, one in enumerate(row, start=1) if one} for name, row in found.items()}
         drawings.append(Drawing(title=measure.title, svg=drawing.bands(series, x="round", y="")))
@@ -102,12 +104,24 @@ def edit_or_scratch(context: Context) -> Result:
                 Cell.paper(TDRI_TABLE3[way]["minutes"]),
             )
             rows.append((f"{model}, {'editing' if way == 'edit' else 'from scratch'}", cells))
-    columns = ("consistency ↑", "satisfied ↑", "rounds to intent ↓", "seconds a session ↓", "paper: consistency", "paper: satisfaction", "paper: minutes")
+    columns = (
+        "consistency ↑",
+        "satisfied ↑",
+        "rounds to intent ↓",
+        "seconds a session ↓",
+        "paper: consistency",
+        "paper: satisfaction",
+        "paper: minutes",
+    )
     note = (
         "Consistency: cosine of f(z) of consecutive rounds. Satisfied: within all rounds. Seconds: of painting alone, on this machine beside whatever else ran; "
         "the paper's minutes include its users."
     )
-    return Result(note=note, tables=(Table(title="Editing and from scratch", columns=columns, rows=tuple(rows)),) if rows else (), missing=tuple(missing))
+    return Result(
+        note=note,
+        tables=(Table(title="Editing and from scratch", columns=columns, rows=tuple(rows)),) if rows else (),
+        missing=tuple(missing),
+    )
 
 
 def turns(context: Context) -> Result:
@@ -133,10 +147,19 @@ def turns(context: Context) -> Result:
             rows.append((f"{model}, {turn} turns", cells))
     if not rows:
         return Result(missing=(Missing(what="Satisfaction by turns", why=NO_ORACLE),))
-    columns = ("satisfied ↑", f"{fits.title if fits else 'fit'} ↑", "seconds a session", "paper: satisfaction", "paper: CLIP", "paper: minutes")
+    columns = (
+        "satisfied ↑",
+        f"{fits.title if fits else 'fit'} ↑",
+        "seconds a session",
+        "paper: satisfaction",
+        "paper: CLIP",
+        "paper: minutes",
+    )
     drawn = Drawing(title="Satisfied by turn", svg=drawing.bands(series, x="turns", y="share of sessions"))
     note = "A session that ended earlier keeps its last image. The simulated user is satisfied when the oracle reads every aspect of the intent off the image."
-    return Result(note=note, tables=(Table(title="By turns", columns=columns, rows=tuple(rows)),), drawings=(drawn,), missing=context.gaps(TEXT))
+    return Result(
+        note=note, tables=(Table(title="By turns", columns=columns, rows=tuple(rows)),), drawings=(drawn,), missing=context.gaps(TEXT)
+    )
 
 
 def simple_or_complex(context: Context) -> Result:
@@ -197,15 +220,25 @@ def attend_and_excite(context: Context) -> Result:
         gains = [_relative(context, model, plain, task, measure) for measure in known]
         published = TDRI_TABLE6.get(threshold, (None, None))
         papers = (Cell.paper(published[0], "{:g}%"), Cell.paper(published[1], "{:g}%"))
-        rows.append((f"{threshold:g}", (Cell.of(comparing.interval(used), "{:.1%}"), *(Cell.of(gain, "{:+.2f}%") for gain in gains), *papers)))
+        rows.append(
+            (f"{threshold:g}", (Cell.of(comparing.interval(used), "{:.1%}"), *(Cell.of(gain, "{:+.2f}%") for gain in gains), *papers))
+        )
         if gains and gains[0]:
             improvement[threshold] = gains[0]
     if not rows:
-        return Result(missing=(Missing(what="Attend-and-Excite", why="no images were made for it", remedy="run this protocol by its name"),))
+        return Result(
+            missing=(Missing(what="Attend-and-Excite", why="no images were made for it", remedy="run this protocol by its name"),)
+        )
     columns = ("used", *(f"{measure.title}, change" for measure in known), "paper: used", "paper: T2I similarity")
-    drawn = (Drawing(title=f"{known[0].title}: change, %", svg=drawing.bands({model: improvement}, x="threshold", y="")),) if improvement else ()
+    drawn = (
+        (Drawing(title=f"{known[0].title}: change, %", svg=drawing.bands({model: improvement}, x="threshold", y="")),)
+        if improvement
+        else ()
+    )
     note = f"Images of {model} from noise. Used: L_AE of TDRI eq. 8 exceeded the threshold in an early step. Changes are relative to the same seeds without it, paired."
-    return Result(note=note, tables=(Table(title="Thresholds", columns=columns, rows=tuple(rows)),), drawings=drawn, missing=context.gaps(AGREEMENT))
+    return Result(
+        note=note, tables=(Table(title="Thresholds", columns=columns, rows=tuple(rows)),), drawings=drawn, missing=context.gaps(AGREEMENT)
+    )
 
 
 def excite_task(threshold: float) -> str:
@@ -233,7 +266,11 @@ def embedding_by_round(context: Context) -> Result:
         return Result(missing=(Missing(what="t-SNE by round", why="nothing was embedded", remedy="leave the features metric on"),))
     width = max(len(cells) for _, cells in rows)
     padded = tuple((name, cells + (Cell(),) * (width - len(cells))) for name, cells in rows)
-    table = Table(title="Spread: mean distance of unit vectors to their round's center", columns=tuple(f"round {r}" for r in range(1, width + 1)), rows=padded)
+    table = Table(
+        title="Spread: mean distance of unit vectors to their round's center",
+        columns=tuple(f"round {r}" for r in range(1, width + 1)),
+        rows=padded,
+    )
     note = f"Embedded: {used}. The paper reads from its figure that embeddings grow more compact by round; the table says it in numbers, which t-SNE's plane does not."
     return Result(note=note, tables=(table,), drawings=tuple(drawings), missing=context.gaps((("clip", "prompt"),)))
 
@@ -244,15 +281,15 @@ def intent_by_round(context: Context) -> Result:
     if measure is None:
         return Result(missing=(Missing(what="Intent by round", why=NO_ORACLE),))
     limit = context.run.evaluation.max_rounds
-    found = {
-        name: [_standing(context, name, measure, turn) for turn in range(1, limit + 1)] for name in context.cubes(SESSIONS, measure)
-    }
+    found = {name: [_standing(context, name, measure, turn) for turn in range(1, limit + 1)] for name in context.cubes(SESSIONS, measure)}
     values = np.array([[np.nan if one is None else one.value for one in row] for row in found.values()])
     columns = [str(turn) for turn in range(1, limit + 1)]
     heat = Drawing(title=measure.title, svg=drawing.heat_map(values, list(found), columns, x="round"), wide=True)
     rows = tuple((name, tuple(Cell.of(one, measure.form) for one in row)) for name, row in found.items())
     note = "A session that ended keeps its last image. In the paper people said how well they felt understood; its figure peaks around the third round and has no numbers in the text."
-    return Result(note=note, tables=(Table(title=measure.title, columns=tuple(f"round {c}" for c in columns), rows=rows),), drawings=(heat,))
+    return Result(
+        note=note, tables=(Table(title=measure.title, columns=tuple(f"round {c}" for c in columns), rows=rows),), drawings=(heat,)
+    )
 
 
 def rounds_distribution(context: Context) -> Result:
@@ -286,7 +323,9 @@ def _given(context: Context, roles: Mapping[str, str], published: Mapping[str, M
         used = rounds_to_intent(context, model)
         share = None if used is None else _share(used, context.run.evaluation.max_rounds)
         cubes = [context.cubes(DIALOGUES, measure, (model,)).get(model) for measure in known]
-        fits = (Cell.of(None if cube is None else comparing.interval(cube), measure.form) for cube, measure in zip(cubes, known, strict=True))
+        fits = (
+            Cell.of(None if cube is None else comparing.interval(cube), measure.form) for cube, measure in zip(cubes, known, strict=True)
+        )
         rows.append((role, (Cell.of(share, "{:.1%}"), *fits)))
     ours = Table(title=what, columns=("satisfied ↑", *(measure.title for measure in known)), rows=tuple(rows))
     return Result(tables=(ours, *tables), missing=context.gaps(AGREEMENT))
