@@ -63,6 +63,9 @@ def ranks(values: Sequence[float | None], better: Better) -> list[int | None]:
 
 
 def box(values: np.ndarray) -> dict[str, Any]:
-    """Box-plot statistics after Tukey, by matplotlib: med, q1, q3, whislo and whishi (the last values within 1.5 times q3 - q1), mean, fliers."""
+    """Box-plot statistics after Tukey, by matplotlib, of the finite values.
+
+    med, q1, q3, mean, whislo and whishi (the last values within 1.5 times q3 - q1 of the box), fliers (those beyond).
+    """
     (found,) = cbook.boxplot_stats(values[np.isfinite(values)])
     return found

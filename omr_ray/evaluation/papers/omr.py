@@ -76,7 +76,10 @@ def score_distributions(context: Context) -> Result:
         tables.append(
             Table(title=measure.title, columns=("mean", "median", "quartile 1", "quartile 3", "whisker low", "whisker high"), rows=rows)
         )
-    note = "All images of all rounds of the held-out dialogues. Whiskers reach the last value within 1.5 times the box. The paper prints no numbers for this figure."
+    note = (
+        "All images of all rounds of the held-out dialogues. Whiskers reach the last value within 1.5 times the box. "
+        "The paper prints no numbers for this figure."
+    )
     return Result(note=note, tables=tuple(tables), drawings=tuple(drawings), missing=context.gaps(SCORES))
 
 
@@ -108,8 +111,8 @@ def selection(context: Context) -> Result:
     )
     table = Table(title="Our picks beside a rival's", columns=("win", "tie", "lose", "gain in aspects right", "paper: win rate"), rows=rows)
     note = (
-        f"Images of {painter}, {SIZES[-1]} for each of {worth.shape[0]} prompts. Judge: the share of the prompt's aspects that the kept images show, "
-        "read by the oracle; people judged in the paper, which says that all win rates exceed 50%."
+        f"Images of {painter}, {SIZES[-1]} for each of {worth.shape[0]} prompts. Judge: the share of the prompt's aspects "
+        "that the kept images show, read by the oracle; people judged in the paper, which says that all win rates exceed 50%."
     )
     return Result(
         note=note, tables=(table,), drawings=(Drawing(title="Win, tie, lose", svg=Markup(plots.outcomes(shares)), wide=True),), missing=gaps
@@ -142,8 +145,8 @@ def win_matrix(context: Context) -> Result:
     table = Table(title="Win rates", columns=("all rounds", *(f"round {r}" for r in columns), "paper"), rows=tuple(rows))
     note = (
         f"{rounds} rounds (the paper: 8). A win: the higher preference score for the same dialogue, round and seed; a tie is half a win. "
-        f"The paper's {', '.join(f'{rate} against {name}' for name, rate in OMR_FIG7.items())}: {MEASURED}. The preference model is also what adapters are trained on: "
-        "the oracle's view of the same images is in table 1."
+        f"The paper's {', '.join(f'{rate} against {name}' for name, rate in OMR_FIG7.items())}: {MEASURED}. "
+        "The preference model is also what adapters are trained on: the oracle's view of the same images is in table 1."
     )
     return Result(note=note, tables=(table,), drawings=(heat, drawn))
 
@@ -188,8 +191,9 @@ def table1(context: Context) -> Result:
             Missing(what="Human wins", why="no votes are given", remedy="have votes/assignments.json judged, then set votes=FILE")
         )
     note = (
-        f"Held-out dialogues, all rounds; rounds to intent with a simulated user, {context.run.evaluation.max_rounds + 1} stands for never. "
-        "A feature distance is one minus the cosine of f(z), the frozen UNet's features of the encoded image (OMR section 3.2); it is not LPIPS."
+        f"Held-out dialogues, all rounds; rounds to intent with a simulated user, {context.run.evaluation.max_rounds + 1} "
+        "stands for never. A feature distance is one minus the cosine of f(z), the frozen UNet's features of the encoded image "
+        "(OMR section 3.2); it is not LPIPS."
     )
     return Result(note=note, tables=(ours, *gains, published), missing=tuple(missing))
 

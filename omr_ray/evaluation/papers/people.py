@@ -59,8 +59,9 @@ def human_votes(context: Context) -> Result:
     shares[played == 0] = float("nan")
     heat = Drawing(title="Win rate of row against column", svg=drawing.heat_map(shares, models, models, x="against", middle=0.5))
     note = (
-        f"{len(found)} votes of {annotators} annotators, blind and crossed over: each pair in both orders. Left {said['left']}, right {said['right']}, "
-        f"tie {said['tie']} (half a win each), both bad {said['both_bad']} (no win). Intervals: 95%, resampling items with all their votes."
+        f"{len(found)} votes of {annotators} annotators, blind and crossed over: each pair in both orders. "
+        f"Left {said['left']}, right {said['right']}, tie {said['tie']} (half a win each), both bad {said['both_bad']} "
+        "(no win). Intervals: 95%, resampling items with all their votes."
     )
     return Result(note=note, tables=(table, *papers), drawings=(heat,))
 

@@ -42,6 +42,8 @@ IMAGE = (("clip", "target"), ("blip", "target"), ("features", "target"))
 AGREEMENT = (("clip", "prompt"), ("blip", "prompt"), ("oracle", "prompt"), ("preference", "prompt"))
 TURNS = (2, 4, 6, 8)
 SIMPLE, COMPLEX = 3, 5  # most aspects of a simple prompt, fewest of a complex one: our reading, the paper gives no limit
+EMBEDDINGS = {"clip": "CLIP embeddings", "features": "f(z), the frozen UNet's features"}
+FEWEST_POINTS = 8  # t-SNE of less shows nothing
 NO_ORACLE = "only images of the embedded world can be read exactly; elsewhere people say when they are satisfied"
 
 
@@ -77,7 +79,10 @@ def four_rounds(context: Context) -> Result:
         tables.append(Table(title=measure.title, columns=tuple(f"round {r}" for r in range(1, rounds + 1)), rows=rows))
         series = {name: {float(r): one for r, one in enumerate(row, start=1) if one} for name, row in found.items()}
         drawings.append(Drawing(title=measure.title, svg=drawing.bands(series, x="round", y="")))
-    note = "Each round's image against its own prompt. Bands: 95% intervals over dialogues. The numbers of the paper's table 2 are lost in the text that we have."
+    note = (
+        "Each round's image against its own prompt. Bands: 95% intervals over dialogues. "
+        "The numbers of the paper's table 2 are lost in the text that we have."
+    )
     return Result(note=note, tables=tuple(tables), drawings=tuple(drawings), missing=context.gaps(AGREEMENT))
 
 
@@ -114,8 +119,8 @@ def edit_or_scratch(context: Context) -> Result:
         "paper: minutes",
     )
     note = (
-        "Consistency: cosine of f(z) of consecutive rounds. Satisfied: within all rounds. Seconds: of painting alone, on this machine beside whatever else ran; "
-        "the paper's minutes include its users."
+        "Consistency: cosine of f(z) of consecutive rounds. Satisfied: within all rounds. "
+        "Seconds: of painting alone, on this machine beside whatever else ran; the paper's minutes include its users."
     )
     return Result(
         note=note,
@@ -156,7 +161,10 @@ def turns(context: Context) -> Result:
         "paper: minutes",
     )
     drawn = Drawing(title="Satisfied by turn", svg=drawing.bands(series, x="turns", y="share of sessions"))
-    note = "A session that ended earlier keeps its last image. The simulated user is satisfied when the oracle reads every aspect of the intent off the image."
+    note = (
+        "A session that ended earlier keeps its last image. "
+        "The simulated user is satisfied when the oracle reads every aspect of the intent off the image."
+    )
     return Result(
         note=note, tables=(Table(title="By turns", columns=columns, rows=tuple(rows)),), drawings=(drawn,), missing=context.gaps(TEXT)
     )
@@ -189,7 +197,10 @@ def simple_or_complex(context: Context) -> Result:
     if not rows:
         return Result(missing=(Missing(what="Simple and complex prompts", why=NO_ORACLE),))
     columns = ("images", "success ↑", "aspects right (oracle) ↑", "paper: success", "paper: CLIP")
-    note = f"Simple: up to {SIMPLE} aspects are named, complex: {COMPLEX} or more (our limits; the paper names none). Success: the image shows all of them."
+    note = (
+        f"Simple: up to {SIMPLE} aspects are named, complex: {COMPLEX} or more (our limits; the paper names none). "
+        "Success: the image shows all of them."
+    )
     return Result(note=note, tables=(Table(title="Simple and complex", columns=columns, rows=tuple(rows)),))
 
 
@@ -235,7 +246,10 @@ def attend_and_excite(context: Context) -> Result:
         if improvement
         else ()
     )
-    note = f"Images of {model} from noise. Used: L_AE of TDRI eq. 8 exceeded the threshold in an early step. Changes are relative to the same seeds without it, paired."
+    note = (
+        f"Images of {model} from noise. Used: L_AE of TDRI eq. 8 exceeded the threshold in an early step. "
+        "Changes are relative to the same seeds without it, paired."
+    )
     return Result(
         note=note, tables=(Table(title="Thresholds", columns=columns, rows=tuple(rows)),), drawings=drawn, missing=context.gaps(AGREEMENT)
     )
@@ -247,22 +261,19 @@ def excite_task(threshold: float) -> str:
 
 def embedding_by_round(context: Context) -> Result:
     """Fig. 9: t-SNE of images by round, and how compact each round is in the embedding's own space."""
-    rows, drawings, used = [], [], ""
+    rows, drawings = [], []
+    metric = next((name for name in EMBEDDINGS if any(context.results.vectors(model, DIALOGUES, name) for model in context.models)), None)
     for model in context.models:
-        for metric, called in (("clip", "CLIP embeddings"), ("features", "f(z), the frozen UNet's features")):
-            found = [row for row in context.results.vectors(model, DIALOGUES, metric) if row["sibling"] == 0]
-            if len(found) >= 8:
-                break
-        else:
+        found = [] if metric is None else [row for row in context.results.vectors(model, DIALOGUES, metric) if row["sibling"] == 0]
+        if len(found) < FEWEST_POINTS:
             continue
-        used = called
         vectors = np.array([row["vector"] for row in found])
         rounds = np.array([row["round"] for row in found])
         places = TSNE(perplexity=min(30.0, (len(found) - 1) / 3), random_state=context.config.seed, init="pca").fit_transform(vectors)
         drawings.append(Drawing(title=model, svg=drawing.points(places, [f"round {r}" for r in rounds])))
         spread = {r: _spread(vectors[rounds == r]) for r in sorted(set(rounds.tolist()))}
         rows.append((model, tuple(Cell(value=value) for value in spread.values())))
-    if not rows:
+    if metric is None or not rows:
         return Result(missing=(Missing(what="t-SNE by round", why="nothing was embedded", remedy="leave the features metric on"),))
     width = max(len(cells) for _, cells in rows)
     padded = tuple((name, cells + (Cell(),) * (width - len(cells))) for name, cells in rows)
@@ -271,7 +282,10 @@ def embedding_by_round(context: Context) -> Result:
         columns=tuple(f"round {r}" for r in range(1, width + 1)),
         rows=padded,
     )
-    note = f"Embedded: {used}. The paper reads from its figure that embeddings grow more compact by round; the table says it in numbers, which t-SNE's plane does not."
+    note = (
+        f"Embedded: {EMBEDDINGS[metric]}. The paper reads from its figure that embeddings grow more compact by round; "
+        "the table says it in numbers, which t-SNE's plane does not."
+    )
     return Result(note=note, tables=(table,), drawings=tuple(drawings), missing=context.gaps((("clip", "prompt"),)))
 
 
@@ -286,7 +300,10 @@ def intent_by_round(context: Context) -> Result:
     columns = [str(turn) for turn in range(1, limit + 1)]
     heat = Drawing(title=measure.title, svg=drawing.heat_map(values, list(found), columns, x="round"), wide=True)
     rows = tuple((name, tuple(Cell.of(one, measure.form) for one in row)) for name, row in found.items())
-    note = "A session that ended keeps its last image. In the paper people said how well they felt understood; its figure peaks around the third round and has no numbers in the text."
+    note = (
+        "A session that ended keeps its last image. In the paper people said how well they felt understood; "
+        "its figure peaks around the third round and has no numbers in the text."
+    )
     return Result(
         note=note, tables=(Table(title=measure.title, columns=tuple(f"round {c}" for c in columns), rows=rows),), drawings=(heat,)
     )
