@@ -43,6 +43,7 @@ AGREEMENT = (("clip", "prompt"), ("blip", "prompt"), ("oracle", "prompt"), ("pre
 TURNS = (2, 4, 6, 8)
 SIMPLE, COMPLEX = 3, 5  # most aspects of a simple prompt, fewest of a complex one: our reading, the paper gives no limit
 EMBEDDINGS = {"clip": "CLIP embeddings", "features": "f(z), the frozen UNet's features"}
+MOST_EXACT = 1000
 FEWEST_POINTS = 8  # t-SNE of less shows nothing
 NO_ORACLE = "only images of the embedded world can be read exactly; elsewhere people say when they are satisfied"
 
@@ -269,7 +270,10 @@ def embedding_by_round(context: Context) -> Result:
             continue
         vectors = np.array([row["vector"] for row in found])
         rounds = np.array([row["round"] for row in found])
-        places = TSNE(perplexity=min(30.0, (len(found) - 1) / 3), random_state=context.config.seed, init="pca").fit_transform(vectors)
+        perplexity = min(30.0, (len(found) - 1) / 3)
+        # Barnes-Hut pays for its threads; among few points the exact gradient is faster, and much so on a busy machine.
+        method = "exact" if len(found) <= MOST_EXACT else "barnes_hut"
+        places = TSNE(perplexity=perplexity, random_state=context.config.seed, init="pca", method=method).fit_transform(vectors)
         drawings.append(Drawing(title=model, svg=drawing.points(places, [f"round {r}" for r in rounds])))
         spread = {r: _spread(vectors[rounds == r]) for r in sorted(set(rounds.tolist()))}
         rows.append((model, tuple(Cell(value=value) for value in spread.values())))
