@@ -43,7 +43,14 @@ def boxes(statistics: Mapping[str, dict[str, Any]], *, y: str) -> Markup:
 
 
 def heat_map(
-    values: np.ndarray, rows: Sequence[str], columns: Sequence[str], *, x: str = "", form: str = "{:.2f}", middle: float | None = None
+    values: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    x: str = "",
+    form: str = "{:.2f}",
+    middle: float | None = None,
+    wide: bool = False,
 ) -> Markup:
     """f64 [rows columns] as colored cells with their numbers; around `middle` from blue over white to red (OMR fig. 7), else one hue."""
 
@@ -67,7 +74,7 @@ def heat_map(
         axes.spines[:].set_visible(False)
         finish(axes, x, "", 1)
 
-    return Markup(inline_svg(draw, (max(3.6, 1.5 + 0.62 * len(columns)), max(1.3, 0.75 + 0.38 * len(rows)))))
+    return Markup(inline_svg(draw, (8.6 if wide else max(3.6, 1.5 + 0.62 * len(columns)), max(1.3, 0.75 + 0.38 * len(rows)))))
 
 
 def interval_bars(groups: Mapping[str, Mapping[str, Interval]], *, y: str) -> Markup:

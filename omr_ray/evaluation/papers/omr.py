@@ -56,7 +56,7 @@ def weights_by_round(context: Context) -> Result:
         for term, title in TERMS.items()
     )
     rows = tuple(
-        (f"{name}, {title.lower()}", tuple(Cell(value=w[term], published=name != "this run") for w in rows))
+        (f"{name}, {title.lower()}", tuple(Cell(value=w[term]) for w in rows))
         for name, rows in weights.items()
         for term, title in TERMS.items()
     )
@@ -114,9 +114,7 @@ def selection(context: Context) -> Result:
         f"Images of {painter}, {SIZES[-1]} for each of {worth.shape[0]} prompts. Judge: the share of the prompt's aspects "
         "that the kept images show, read by the oracle; people judged in the paper, which says that all win rates exceed 50%."
     )
-    return Result(
-        note=note, tables=(table,), drawings=(Drawing(title="Win, tie, lose", svg=Markup(plots.outcomes(shares)), wide=True),), missing=gaps
-    )
+    return Result(note=note, tables=(table,), drawings=(Drawing(title="Win, tie, lose", svg=Markup(plots.outcomes(shares))),), missing=gaps)
 
 
 def win_matrix(context: Context) -> Result:
@@ -137,7 +135,7 @@ def win_matrix(context: Context) -> Result:
         [[np.nan if one is None else one.value for one in found] + [np.nan] * (rounds - len(found)) for found in forward.values()]
     )
     columns = [str(r) for r in range(1, rounds + 1)]
-    drawn = Drawing(title="By round", svg=drawing.heat_map(by_round, list(forward), columns, x="round", middle=0.5), wide=True)
+    drawn = Drawing(title="By round", svg=drawing.heat_map(by_round, list(forward), columns, x="round", middle=0.5, wide=True), wide=True)
     rows = []
     for pair, (ours, theirs) in pairs.items():
         cells = [Cell.of(comparing.interval(comparing.won(ours, theirs)), "{:.2f}"), *(Cell.of(one, "{:.2f}") for one in rates[pair])]

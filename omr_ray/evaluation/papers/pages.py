@@ -12,7 +12,7 @@ import jinja2
 from omr_ray import __version__
 from omr_ray.config.reading import dump
 from omr_ray.evaluation.papers.published import MEASURED
-from omr_ray.evaluation.papers.result import Cell, Context, Result
+from omr_ray.evaluation.papers.result import Context, Result
 
 
 def write(results: Sequence[Result], context: Context, *, made_by: Sequence[tuple[str, str]]) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def write(results: Sequence[Result], context: Context, *, made_by: Sequence[tupl
         "config": dump(context.config),
         "run": dump(context.run),
         "versions": {"omr-ray": __version__, "python": platform.python_version()},
-        "has_rank": _has_rank,
+        "measured_here": _measured,
     }
     files = {}
     for result in results:
@@ -73,7 +73,3 @@ def _summary(context: Context) -> list[tuple[str, str]]:
 
 def _measured(result: Result) -> bool:
     return any(cell.value is not None and not cell.published for table in result.tables for _, cells in table.rows for cell in cells)
-
-
-def _has_rank(cell: Cell) -> bool:
-    return cell.rank is not None

@@ -199,7 +199,7 @@ def compared(context: Context, title: str, task: str, measures: Sequence[Measure
 
 
 def arrow(measure: Measure) -> str:
-    return f"{measure.title} {'↑' if measure.better == 'up' else '↓'}"
+    return f"{measure.title}\N{NO-BREAK SPACE}{'↑' if measure.better == 'up' else '↓'}"
 
 
 def _value(found: Interval | None) -> float | None:

@@ -302,7 +302,7 @@ def intent_by_round(context: Context) -> Result:
     found = {name: [_standing(context, name, measure, turn) for turn in range(1, limit + 1)] for name in context.cubes(SESSIONS, measure)}
     values = np.array([[np.nan if one is None else one.value for one in row] for row in found.values()])
     columns = [str(turn) for turn in range(1, limit + 1)]
-    heat = Drawing(title=measure.title, svg=drawing.heat_map(values, list(found), columns, x="round"), wide=True)
+    heat = Drawing(title=measure.title, svg=drawing.heat_map(values, list(found), columns, x="round", wide=True), wide=True)
     rows = tuple((name, tuple(Cell.of(one, measure.form) for one in row)) for name, row in found.items())
     note = (
         "A session that ended keeps its last image. In the paper people said how well they felt understood; "
@@ -327,7 +327,7 @@ def rounds_distribution(context: Context) -> Result:
     names = list(next(iter(series.values())))
     rows = [(model, tuple(Cell.of(shares.get(name), "{:.1%}") for name in names)) for model, shares in series.items()]
     rows.append(("the paper", tuple(Cell.paper(TDRI_FIG11.get(r), "{:g}%") for r in range(1, limit + 2))))
-    drawn = Drawing(title="Rounds used", svg=drawing.interval_bars(series, y="share of sessions"), wide=True)
+    drawn = Drawing(title="Rounds used", svg=drawing.interval_bars(series, y="share of sessions"))
     return Result(tables=(Table(title="Share of sessions", columns=tuple(names), rows=tuple(rows)),), drawings=(drawn,))
 
 
