@@ -51,15 +51,15 @@ def blind_pairs(items: Sequence[tuple[str, int, int, str]], models: Sequence[str
     """Every two models on every item (dialogue, round, sibling, prompt), in both orders."""
     return [
         BlindPair(
-            id=_blind_id(seed, *place, left, right),
-            dialogue=place[0],
-            round=place[1],
-            sibling=place[2],
+            id=_blind_id(seed, dialogue, round_, sibling, left, right),
+            dialogue=dialogue,
+            round=round_,
+            sibling=sibling,
             prompt=prompt,
             left=left,
             right=right,
         )
-        for *place, prompt in items
+        for dialogue, round_, sibling, prompt in items
         for left, right in itertools.permutations(models, 2)
     ]
 
@@ -73,7 +73,7 @@ def cross_over(pairs: Sequence[BlindPair], annotators: Sequence[str], seed: int)
     orders: dict[tuple, list[BlindPair]] = {}
     for pair in pairs:
         orders.setdefault((pair.dialogue, pair.round, pair.sibling, *sorted((pair.left, pair.right))), []).append(pair)
-    shown = {}
+    shown: dict[str, list[str]] = {}
     for number, annotator in enumerate(annotators):
         rng = np.random.default_rng([seed, number])
         shown[annotator] = []
