@@ -121,7 +121,9 @@ def points(places: np.ndarray, labels: Sequence[str]) -> Markup:
         known = np.array(labels)
         for index, label in enumerate(dict.fromkeys(labels)):
             chosen = places[known == label]
-            axes.scatter(*chosen.T, 12, color=ROUND_COLORS[index % len(ROUND_COLORS)], alpha=0.75, linewidths=0, label=label)
+            axes.scatter(
+                chosen[:, 0], chosen[:, 1], 12, color=ROUND_COLORS[index % len(ROUND_COLORS)], alpha=0.75, linewidths=0, label=label
+            )
         axes.set_xticks([])
         axes.set_yticks([])
         axes.grid(False)
