@@ -70,7 +70,14 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = _command(commands, "evaluate", _evaluate, "judge a policy on held-out dialogues", config=True)
     evaluate.add_argument("--adapter", type=Path, help="adapter to judge, in any of the three exported forms (default: the base)")
-    evaluate.add_argument("--out", type=Path, required=True, help="directory for the result")
+    evaluate.add_argument(
+        "--protocol",
+        metavar="NAME",
+        help="a table or figure of the papers, or all; CONFIG is then a comparison, see configs/compare_atelier.yaml",
+    )
+    evaluate.add_argument(
+        "--out", required=True, help="directory for the result; with --protocol also s3://bucket/path or gs://bucket/path"
+    )
 
     finetune = _command(
         commands, "finetune", _finetune, "supervised training of the diffusion model on dialogues, under Ray Train", config=True
@@ -183,10 +190,26 @@ def _train(options: argparse.Namespace) -> dict:
 
 
 def _evaluate(options: argparse.Namespace) -> dict:
+    if options.protocol is not None:
+        return _compare(options)
     config = _config(options)
     from omr_ray.workers.launch import evaluate
 
-    return evaluate(config, options.out, adapter=options.adapter)
+    return evaluate(config, Path(options.out), adapter=options.adapter)
+
+
+def _compare(options: argparse.Namespace) -> dict:
+    from omr_ray.config.comparison import ComparisonConfig
+
+    if options.adapter is not None:
+        raise UserError("--adapter goes without --protocol; name the adapter under models of the comparison")
+    config = ComparisonConfig.load(options.config, options.overrides)
+    config.base()
+    from omr_ray.workers.comparison import compare
+
+    result = compare(config, options.out, protocol=options.protocol)
+    print(f"report: {result['report']}", file=sys.stderr)
+    return result
 
 
 def _finetune(options: argparse.Namespace) -> dict:

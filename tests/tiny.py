@@ -17,8 +17,8 @@ def make_tiny_sd(path: str | Path, prediction_type: str = "epsilon", seed: int =
     StableDiffusionPipeline(
         unet=_unet(cross_attention_dim=WIDTH),
         vae=_vae(),
-        text_encoder=CLIPTextModel(_text_config()).eval(),
-        tokenizer=_tokenizer(),
+        text_encoder=CLIPTextModel(text_config()).eval(),
+        tokenizer=tokenizer(),
         scheduler=_scheduler(prediction_type),
         safety_checker=None,
         feature_extractor=None,
@@ -38,10 +38,10 @@ def make_tiny_sdxl(path: str | Path, seed: int = 0) -> Path:
             projection_class_embeddings_input_dim=6 * 4 + WIDTH,
         ),
         vae=_vae(),
-        text_encoder=CLIPTextModel(_text_config()).eval(),
-        text_encoder_2=CLIPTextModelWithProjection(_text_config()).eval(),
-        tokenizer=_tokenizer(),
-        tokenizer_2=_tokenizer(),
+        text_encoder=CLIPTextModel(text_config()).eval(),
+        text_encoder_2=CLIPTextModelWithProjection(text_config()).eval(),
+        tokenizer=tokenizer(),
+        tokenizer_2=tokenizer(),
         scheduler=_scheduler("epsilon"),
     ).save_pretrained(path)
     return Path(path)
@@ -84,7 +84,7 @@ def _vae() -> AutoencoderKL:
     )
 
 
-def _text_config() -> CLIPTextConfig:
+def text_config() -> CLIPTextConfig:
     return CLIPTextConfig(
         vocab_size=2 * 256 + 2,
         hidden_size=WIDTH,
@@ -99,7 +99,7 @@ def _text_config() -> CLIPTextConfig:
     )
 
 
-def _tokenizer() -> CLIPTokenizer:
+def tokenizer() -> CLIPTokenizer:
     """A byte-level CLIP tokenizer without merges: one token a letter."""
     letters = _byte_letters()
     vocabulary = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]

@@ -14,12 +14,17 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import ray
 
+from omr_ray.config.comparison import ComparisonConfig
+from omr_ray.config.generation import AttendAndExcite
 from omr_ray.config.rewards import InfoNce
 from omr_ray.config.run import RunConfig
+from omr_ray.evaluation.asked import Asked
+from omr_ray.evaluation.stored import Value
 from omr_ray.rewards.mutual_information import rival_credits, rival_pairs
 from omr_ray.rewards.total import Scores
 from omr_ray.tracking import Span
 from omr_ray.types import Dialogue, Rollout, Trajectory, Update
+from omr_ray.workers.measure import MeasureWorker
 from omr_ray.workers.placement import actor_options
 from omr_ray.workers.reward import RewardWorker
 from omr_ray.workers.rollout import RolloutWorker
@@ -89,6 +94,21 @@ class RolloutPool:
         self._images += len(prompts)
         return np.concatenate(images), np.concatenate(latents)
 
+    def excite(self, prompts: Sequence[str], *, seeds: Sequence[int], attention: AttendAndExcite) -> tuple[np.ndarray, np.ndarray]:
+        """A first round of N samples under Attend-and-Excite: images u8 [N H W 3], and whether it acted, bool [N]."""
+        rows = shares(range(len(prompts)), self._config.workers.rollout.count, self._config.sampler.batch_size)
+        calls = [
+            Call(
+                method="excite",
+                args=([prompts[i] for i in share], [int(seeds[i]) for i in share], attention, self._policy[1]),
+                what=f"images of {_span([prompts[i] for i in share])}",
+            )
+            for share in rows
+        ]
+        images, excited = zip(*self._timed(calls), strict=True)
+        self._images += len(prompts)
+        return np.concatenate(images), np.concatenate(excited)
+
     def metrics(self) -> dict[str, float]:
         """Since the last call: images/s while sampling, retries, replacements, idle share of each worker."""
         figures = self._supervisor.metrics()
@@ -110,6 +130,29 @@ class RolloutPool:
         results = self._supervisor.run(calls)
         self._seconds += time.perf_counter() - start
         return results
+
+
+class MeasurePool:
+    """Metrics of a comparison on `workers.reward.count` actors, in the place of reward workers. Errors as in RolloutPool."""
+
+    def __init__(self, config: ComparisonConfig, run: RunConfig) -> None:
+        self._run = run
+        self._supervisor = _supervisor("reward", MeasureWorker, run, config)
+
+    def load(self, metric: str) -> None:
+        """Raises UserError where the metric's weights are not there."""
+        self._supervisor.run([Call(method="load", args=(metric,), what=f"loading {metric}")])
+
+    def measure(self, metric: str, asked: Sequence[Asked]) -> list[Value]:
+        """What `metric` says of every image."""
+        parts = shares(asked, self._run.workers.reward.count, self._run.rewards.preference.batch_size)
+        calls = [
+            Call(method="measure", args=(metric, share), what=f"{metric} of {_span([one.dialogue for one in share])}") for share in parts
+        ]
+        return [value for part in self._supervisor.run(calls) for value in part]
+
+    def close(self) -> None:
+        self._supervisor.close()
 
 
 class RewardPool:
@@ -175,11 +218,12 @@ def step_seed(seed: int, step: int) -> int:
     return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def _supervisor(pool: Literal["rollout", "reward"], worker: type, config: RunConfig) -> Supervisor:
+def _supervisor(pool: Literal["rollout", "reward"], worker: type, config: RunConfig, *first: Any) -> Supervisor:
+    """Actors `worker(*first, config)`."""
     limits = config.workers
 
     def start(index: int) -> Any:
-        return ray.remote(worker).options(**actor_options(config, pool, index)).remote(config)
+        return ray.remote(worker).options(**actor_options(config, pool, index)).remote(*first, config)
 
     return Supervisor(
         pool,
