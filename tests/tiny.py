@@ -52,9 +52,9 @@ def make_tiny_clip(path: str | Path, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     sizes = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2}
     vision = CLIPVisionConfig(image_size=16, patch_size=8, projection_dim=WIDTH, **sizes)
-    config = CLIPConfig(text_config=_text_config().to_dict(), vision_config=vision.to_dict(), projection_dim=WIDTH)
+    config = CLIPConfig(text_config=text_config().to_dict(), vision_config=vision.to_dict(), projection_dim=WIDTH)
     size = {"height": 16, "width": 16}
-    for part in (CLIPModel(config).eval(), _tokenizer(), CLIPImageProcessorPil(size=size, crop_size=size)):
+    for part in (CLIPModel(config).eval(), tokenizer(), CLIPImageProcessorPil(size=size, crop_size=size)):
         part.save_pretrained(path)
     return Path(path)
 

@@ -12,7 +12,7 @@ from omr_ray.config.serve import ServeConfig
 from omr_ray.serving.metrics import Measured, Metrics
 from omr_ray.serving.pages.pages import add_pages
 from omr_ray.serving.pictures import PictureStore
-from omr_ray.serving.routes import adapters, events, judgements, models, rounds, sessions
+from omr_ray.serving.routes import adapters, events, judgements, models, rounds, sessions, updates
 from omr_ray.serving.routes.caller import Service
 from omr_ray.serving.routes.errors import add_errors
 from omr_ray.serving.routes.health import health_router
@@ -32,7 +32,7 @@ def create_api(config: ServeConfig, ready: Callable[[], Awaitable[bool]]) -> Fas
     add_errors(api)
     api.include_router(health_router(ready))
     api.include_router(metrics_router(metrics))
-    for subject in (sessions, rounds, events, adapters, judgements, models):
+    for subject in (sessions, rounds, events, adapters, judgements, updates, models):
         api.include_router(subject.router)
     api.include_router(images_router(config))
     api.include_router(openai_images_router(config))

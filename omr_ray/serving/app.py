@@ -1,6 +1,7 @@
 """The deployments: thin shells around what does the work.
 
     web (HTTP, the store) ──store──► rounds (Conductor) ──► diffusion (Painter), language (LanguageModel and CLIP)
+                            store──► updates (UpdateKeeper) ──► a task for each update of an adapter (Updater)
 
 The web and the rounds share nothing but the store: a round that is stored is taken on by whichever process is free.
 """
@@ -119,12 +120,30 @@ class Rounds:
             self._conductor.close()
 
 
+@serve.deployment
+class Updates:
+    """Light itself: what it starts has the resources of `replicas.updates`."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        from omr_ray.serving.update_keeper import UpdateKeeper
+
+        self._keeper = UpdateKeeper(config)
+
+    def check_health(self) -> None:
+        if not self._keeper.alive():
+            raise RuntimeError("the thread that keeps updates has ended")
+
+    def __del__(self) -> None:
+        if hasattr(self, "_keeper"):
+            self._keeper.close()
+
+
 @serve.deployment(max_ongoing_requests=512)
 @serve.ingress()
 class Web:
-    """The routes. It asks nothing of `rounds`, which belongs to the application because it is bound here."""
+    """The routes. It asks nothing of `others`, which belong to the application because they are bound here."""
 
-    def __init__(self, config: ServeConfig, rounds: DeploymentHandle) -> None:
+    def __init__(self, config: ServeConfig, *others: DeploymentHandle) -> None:
         self._config = config
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -159,7 +178,8 @@ def build(arguments: dict[str, Any]) -> Application:
     language = _sized(Language, replicas.language).bind(config)
     diffusion = _sized(Diffusion, replicas.diffusion).bind(config)
     rounds = _sized(Rounds, replicas.rounds).bind(config, language, diffusion)
-    return _sized(Web, replicas.web).bind(config, rounds)
+    others = [rounds] if config.updates is None else [rounds, _sized(Updates, replicas.rounds.model_copy(update={"count": 1})).bind(config)]
+    return _sized(Web, replicas.web).bind(config, *others)
 
 
 def _sized(deployment: Any, actors: Actors) -> Any:

@@ -30,6 +30,8 @@ def run(config: ServeConfig) -> dict[str, Any]:
     check(config)
     replicas = config.replicas
     needed = sum(actors.count * actors.num_cpus for actors in (replicas.web, replicas.rounds, replicas.diffusion, replicas.language))
+    if config.updates is not None:
+        needed += replicas.rounds.num_cpus + replicas.updates.num_cpus
     url = f"http://{_in_url(config.http.host)}:{config.http.port}"
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ray.init("local", num_cpus=int(needed) + 2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)

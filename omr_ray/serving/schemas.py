@@ -10,6 +10,7 @@ Every fault has one shape, `{"error": {"message", "type", "param", "code"}}`, al
     GET    /v1/sessions/{id}/events            server-sent events, see `events.py`; Last-Event-ID goes on behind an id
     GET    /v1/images/{address}                PNG that carries its Recipe       POST /v1/restore (multipart image)  Restored
     GET    /v1/adapters                        AdapterList
+    GET    /v1/updates                         UpdateList        POST /v1/updates/rollback  AdapterList
     GET    /v1/annotations/next, /mine         PairView, AnnotationList          POST /v1/annotations      AnnotationView, 201
 """
 
@@ -225,6 +226,24 @@ class AdapterView(Schema):
 class AdapterList(Schema):
     object: Literal["list"] = "list"
     data: tuple[AdapterView, ...]
+
+
+class UpdateView(Schema):
+    """What came of the caller's votes, every so many of them (TDRI section 3.2.3)."""
+
+    object: Literal["update"] = "update"
+    id: int
+    adapter: str
+    status: Literal["running", "published", "refused", "failed", "rolled_back"]
+    message: str | None
+    sha256: str | None
+    figures: dict[str, float] | None = Field(description="wins: share of held-out votes that it agrees with; wins_before: what was in use")
+    created_at: int
+
+
+class UpdateList(Schema):
+    object: Literal["list"] = "list"
+    data: tuple[UpdateView, ...]
 
 
 class PairView(Schema):

@@ -96,9 +96,8 @@ def served(place, *, keys="required", size=128, step_s=0.05):
         return True
 
     conductor = Conductor(config, Models(size, step_s))
-    server = uvicorn.Server(
-        uvicorn.Config(create_api(config, ready), host="127.0.0.1", port=0, log_level="error", timeout_graceful_shutdown=2)
-    )
+    api = create_api(config, ready)
+    server = uvicorn.Server(uvicorn.Config(api, host="127.0.0.1", port=0, log_level="error", timeout_graceful_shutdown=2))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     deadline = time.monotonic() + 60

@@ -110,6 +110,16 @@ class Service:
             time.sleep(0.1)
         raise AssertionError(f"round {id} does not end: {round_}")
 
+    def updated(self):
+        """The newest update, when it has ended."""
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            found = self.client.get("/v1/updates").json()["data"]
+            if found and found[0]["status"] != "running":
+                return found[0]
+            time.sleep(0.2)
+        raise AssertionError(f"no update ends: {found}")
+
     def events(self, session, after=0):
         """(id, kind, data), as they come."""
         path, headers = f"/v1/sessions/{session}/events", {"Last-Event-ID": str(after)}
@@ -174,7 +184,8 @@ def configured(name, models, language, port):
         "adapters": "adapters",
         "http": {"port": port, "keys": "required"},
         "limits": {"requests_per_minute": 1000, "concurrent_rounds": 3},
-        "replicas": {"web": few, "rounds": few, "diffusion": few, "language": few, "lease_s": 3},
+        "replicas": {"web": few, "rounds": few, "diffusion": few, "language": few, "updates": few, "lease_s": 3},
+        "updates": {"votes": 6, "held_out": 0.5, "learning_rate": 1e-3, "beta": 100, "batch": 16, "passes": 8},
     }
 
 
@@ -331,6 +342,27 @@ def test_what_goes_wrong_in_the_painter_ends_the_round_with_one_line(service, mo
     assert (failed["status"], failed["error"]) == ("failed", "internal error; try again")
     missing = service.client.post(f"/v1/sessions/{service.session()}/rounds", json={"utterance": "a", "adapter": "users/bob/warm"})
     assert missing.status_code == 404
+
+
+def test_votes_teach_an_adapter_which_is_used_and_taken_back(service):
+    session = service.session()
+    service.say(session, "a red dress", strength=0.05)
+    left, right = (service.say(session, said, seed=seed, **QUICK)["id"] for said, seed in (("make it blue", 5), ("make it green", 6)))
+    for _ in range(6):  # over and over: what is held out was learned from too
+        vote = service.client.post(f"/v1/sessions/{session}/votes", json={"left": left, "right": right, "choice": "left"})
+        assert vote.status_code == 201
+    update = service.updated()
+    assert update["status"] == "published", update
+    assert update["figures"]["wins"] == 1.0 and update["figures"]["wins_before"] == 0.5
+    adapters = {adapter["id"]: adapter["sha256"] for adapter in service.client.get("/v1/adapters").json()["data"]}
+    assert adapters["users/ann/taste"] == update["sha256"]
+    used = service.say(session, "make it large", adapter="users/ann/taste", **QUICK)
+    assert used["status"] == "done", used
+    left_over = service.client.post("/v1/updates/rollback").json()["data"]
+    assert "users/ann/taste" not in [adapter["id"] for adapter in left_over]
+    assert service.client.get("/v1/updates").json()["data"][0]["status"] == "rolled_back"
+    again = service.client.post("/v1/updates/rollback")
+    assert again.status_code == 404 and again.json()["error"]["code"] == "not_found"
 
 
 def test_an_interrupt_ends_it_and_leaves_no_process(service):
