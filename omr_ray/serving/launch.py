@@ -44,10 +44,7 @@ def run(config: ServeConfig) -> dict[str, Any]:
     except KeyboardInterrupt:
         pass
     except RuntimeError as error:
-        found = FAULT.findall(str(error))
-        if not found:
-            raise
-        raise UserError(found[-1].strip()) from None
+        raise _reason(config.name, error) from None
     finally:
         serve.shutdown()
         ray.shutdown()
@@ -73,6 +70,14 @@ def check(config: ServeConfig) -> None:
             listening.bind(address)
     except OSError as error:
         raise UserError(f"cannot listen on {host}:{port} ({error.strerror}); set http.host and http.port to what is free here") from None
+
+
+def _reason(application: str, error: RuntimeError) -> Exception:
+    """Why an application does not start: Serve's error only names its deployments, whose status holds the traceback."""
+    found = serve.status().applications.get(application)
+    told = "\n".join(deployment.message for deployment in found.deployments.values()) if found else ""
+    faults = FAULT.findall(told)
+    return UserError(faults[-1].strip()) if faults else RuntimeError(f"{error}\n{told}")
 
 
 def write_deployment(config: ServeConfig, path: Path) -> dict[str, Any]:
