@@ -68,7 +68,7 @@ class Result(BaseModel):
 class LabelStudioAnnotation(BaseModel):
     model_config = ConfigDict(frozen=True)
     result: tuple[Result, ...] = ()
-    completed_by: int | dict[str, Any] | None = None
+    completed_by: int | str | dict[str, Any] | None = None
     lead_time: float | None = Field(None, ge=0)
     created_at: AwareDatetime | None = None
     was_cancelled: bool | None = None
@@ -77,7 +77,7 @@ class LabelStudioAnnotation(BaseModel):
 class Task(BaseModel):
     model_config = ConfigDict(frozen=True)
     data: Data
-    annotations: tuple[LabelStudioAnnotation, ...] = ()
+    annotations: tuple[Any, ...] = ()  # one that is no LabelStudioAnnotation does not take its task with it
 
 
 # -- out -----------------------------------------------------------------------------------------------------------------
@@ -177,15 +177,23 @@ def _keep(task: Task, config: ServeConfig, database: Database, pictures: Picture
         new = [Pair(id=id, prompt=clean(said.prompt), left=left, right=right, source="label_studio", created_at=now)]
     with database.write() as transaction:
         counts["pairs" if votes.put_up(transaction, new) else "known_pairs"] += 1
-        for annotation in task.annotations:
-            choice = None if annotation.was_cancelled else _choice(annotation.result)
-            if choice is None:
+        for told in task.annotations:
+            annotation = _annotation_of(told)
+            choice = None if annotation is None or annotation.was_cancelled else _choice(annotation.result)
+            if annotation is None or choice is None:
                 counts["skipped"] += 1
                 continue
             at = None if annotation.created_at is None else annotation.created_at.timestamp()
             seconds = annotation.lead_time or 0.0
             votes.annotate(transaction, _annotator(annotation.completed_by), id, choice=choice, seconds=seconds, at=at)
             counts["annotations"] += 1
+
+
+def _annotation_of(told: Any) -> LabelStudioAnnotation | None:
+    try:
+        return LabelStudioAnnotation.model_validate(told)
+    except ValidationError:
+        return None
 
 
 def _choice(results: Sequence[Result]) -> str | None:
@@ -203,7 +211,7 @@ def _choice(results: Sequence[Result]) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-def _annotator(told: int | dict[str, Any] | None) -> str:
+def _annotator(told: int | str | dict[str, Any] | None) -> str:
     """A name as the service's owners have one."""
     if isinstance(told, dict):
         told = told.get("email") or told.get("username") or told.get("id")

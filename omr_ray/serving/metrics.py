@@ -78,7 +78,7 @@ class StoredRounds(Collector):
 
 
 class Measured:
-    """Counts and times every request. Outside everything else, so that refused ones count too."""
+    """Counts and times every request."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics

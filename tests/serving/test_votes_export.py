@@ -164,6 +164,8 @@ def test_what_label_studio_itself_makes_is_read_and_what_it_cannot_be_is_not(tmp
         by(9, pairwise, tie),  # two things at once
         by(10),
         by(11, {"type": "pairwise", "value": {"selected": "up"}}),
+        by(12, pairwise, created_at="yesterday"),
+        "nothing",
     ]
     bomb = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(bomb, "PNG")
@@ -178,7 +180,7 @@ def test_what_label_studio_itself_makes_is_read_and_what_it_cannot_be_is_not(tmp
     ]
     (tmp_path / "tasks.json").write_text(json.dumps(tasks))
     counts = command(capsys, "votes", "import", config, tmp_path / "tasks.json", "limits.image_pixels=1000000")
-    assert (counts["pairs"], counts["annotations"], counts["skipped"]) == (1, 3, 4)
+    assert (counts["pairs"], counts["annotations"], counts["skipped"]) == (1, 3, 6)
     assert sum(counts["reasons"].values()) == 6 and counts["reasons"]["task: data.pair"] == 1
     with database.read() as transaction:
         [pair] = votes.pairs(transaction)

@@ -7,7 +7,9 @@ import logging
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from omr_ray.dialogue.session import UnknownRound
 from omr_ray.serving.schemas import ErrorDetail, ErrorView
@@ -68,3 +70,29 @@ def add_errors(api: FastAPI) -> None:
 
     for kind in (Refused, NotFound, UserError, Conflict, TooMany, HTTPException, RequestValidationError, Exception):
         api.add_exception_handler(kind, answer)
+
+
+class OneShape:
+    """Gives the refusals of the framework itself (a body that is too large, a foreign host) the shape: it writes them as plain text."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        plain: list[int] = []  # the status of an answer that is replaced
+        said = b""
+
+        async def shaped(message: Message) -> None:
+            nonlocal said
+            begins = message["type"] == "http.response.start" and message["status"] >= 400
+            if begins and Headers(raw=message["headers"]).get("content-type", "").startswith("text/plain"):
+                plain.append(message["status"])
+                return
+            if not plain:
+                await send(message)
+                return
+            said += message.get("body", b"")
+            if not message.get("more_body"):
+                await Refused(plain[0], said.decode(), code="http_error").response()(scope, receive, send)
+
+        await self._app(scope, receive, shaped if scope["type"] == "http" else send)
