@@ -20,10 +20,10 @@ from typing import Any, TypeVar
 import numpy as np
 import psutil
 
-from omr_ray import controller
+from omr_ray import controller, overlapped
 from omr_ray.config.run import RunConfig
 from omr_ray.tracking import Span
-from omr_ray.types import LearnerState, RewardBreakdown, Rollout, ScoredRollout, UserError
+from omr_ray.types import LearnerState, RewardBreakdown, Rollout, ScoredRollout, Update, UserError
 
 Result = TypeVar("Result")
 SAMPLE_EVERY_S = 1.0  # reading it costs milliseconds a process
@@ -93,7 +93,8 @@ def _end_to_end(config: RunConfig, repeats: int) -> dict[str, Any]:
         closing(RolloutPool(config)) as rollout_pool,
         closing(RewardPool(config)) as reward_pool,
     ):
-        controller.train(
+        loop = controller.train if config.overlap is None else overlapped.train
+        loop(
             config.model_copy(update={"steps": repeats + 1}),
             source=source_from(config),
             sampler=rollout_pool,
@@ -185,7 +186,7 @@ class _Notes:
     def spans(self, step: int, spans: Sequence[Span]) -> None:
         pass
 
-    def save(self, step: int, learner: LearnerState, judge: Mapping[str, Any]) -> None:
+    def save(self, step: int, learner: LearnerState, judge: Mapping[str, Any], older: Sequence[Update] = ()) -> None:
         pass
 
     def phase(self, name: str) -> None:

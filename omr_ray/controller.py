@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -29,7 +29,9 @@ class Source(Protocol):
 
 class Sampler(Protocol):
     def sample(self, dialogues: Sequence[Dialogue], step: int) -> list[Rollout]: ...
-    def load(self, update: Update) -> None: ...
+    def load(self, update: Update | None) -> None:
+        """The policy of later calls; None is the one that a run starts with."""
+
     def metrics(self) -> Mapping[str, float]:
         """What the machine determines, since the last call: images/s, retries, idle shares."""
 
@@ -39,7 +41,9 @@ class Sampler(Protocol):
 
 class Judge(Protocol):
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]: ...
-    def state(self) -> Mapping: ...
+    def state(self) -> Mapping:
+        """What later scores depend on, as it is now: it does not change with them."""
+
     def metrics(self) -> Mapping[str, float]: ...
     def spans(self) -> Sequence[Span]:
         """Both as the sampler's."""
@@ -60,7 +64,8 @@ class Tracker(Protocol):
 
 
 class Checkpointer(Protocol):
-    def save(self, step: int, learner: LearnerState, judge: Mapping) -> None: ...
+    def save(self, step: int, learner: LearnerState, judge: Mapping, older: Sequence[Update] = ()) -> None:
+        """All that a run needs to go on after `step`; `older` are updates before the learner's last that it will sample with."""
 
 
 class Progress(Protocol):
@@ -69,8 +74,12 @@ class Progress(Protocol):
 
 
 class Watch(Protocol):
+    def due(self, step: int) -> bool: ...
     def look(self, step: int) -> None:
-        """Called after every step, its checkpoint included, and outside of its time. What it does must leave the run as it is."""
+        """Called after a step that is due, its checkpoint included, and outside of its time.
+
+        It may use the workers, which do nothing else meanwhile. What it does must leave the run as it is.
+        """
 
 
 class NothingToLearn(RuntimeError):
@@ -92,7 +101,7 @@ def train(
 ) -> None:
     """Synchronous training, steps `start` + 1 to `config.steps` (OMR Algorithm 1)."""
     for step in range(start + 1, config.steps + 1):
-        clock = PhaseClock(progress)
+        clock = PhaseClock(progress.phase)
         with clock("rollout"):
             dialogues = source.next(step, config.dialogues_per_step)
             rollouts = sampler.sample(dialogues, step)
@@ -104,7 +113,7 @@ def train(
             update = learner.step(batch, pairs, step)
         with clock("weights"):
             sampler.load(update)
-        metrics = {**reward_metrics(scored), **rollout_metrics(rollouts), **{f"learner/{k}": v for k, v in update.metrics.items()}}
+        metrics = step_metrics(scored, rollouts, update)
         tracker.log(step, metrics)  # before the checkpoint: a run that resumes after this step must find its line
         if step % config.checkpoint.every == 0 or step == config.steps:
             with clock("checkpoint"):
@@ -112,7 +121,7 @@ def train(
         tracker.time(step, {**clock.seconds(), **sampler.metrics(), **judge.metrics(), **learner.metrics()})
         tracker.spans(step, [*clock.spans, *sampler.spans(), *judge.spans(), *learner.spans()])
         progress.advance(metrics)
-        if watch is not None:
+        if watch is not None and watch.due(step):
             watch.look(step)
 
 
@@ -132,6 +141,11 @@ def learner_inputs(config: RunConfig, scored: Sequence[ScoredRollout], step: int
     if config.noise_loss.weight > 0:
         pairs = round_pairs(scored, count=config.noise_loss.pairs_per_step, seed=(config.seed, step))
     return batch, pairs
+
+
+def step_metrics(scored: Sequence[ScoredRollout], rollouts: Sequence[Rollout], update: Update) -> dict[str, float]:
+    """What the seed determines about a step."""
+    return {**reward_metrics(scored), **rollout_metrics(rollouts), **{f"learner/{k}": v for k, v in update.metrics.items()}}
 
 
 def reward_metrics(scored: Sequence[ScoredRollout]) -> dict[str, float]:
@@ -162,25 +176,29 @@ def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
 
 
 class PhaseClock:
-    """Seconds by phase. What is in no phase of an actor is the controller's own share."""
+    """Seconds by phase, and their spans on `track`; `say` hears of every phase as it begins."""
 
-    WAITING = ("rollout", "reward", "learner", "weights", "checkpoint")
+    WAITING = ("rollout", "reward", "samples", "learner", "weights", "checkpoint")
 
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
+    def __init__(self, say: Callable[[str], None] = lambda name: None, track: str = "controller") -> None:
+        self._say, self._track = say, track
         self._start = time.perf_counter()
         self._phases: dict[str, float] = {}
         self.spans: list[Span] = []
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        self._progress.phase(name)
+        self._say(name)
         begin, start = time.time(), time.perf_counter()
         yield
         self._phases[name] = seconds = time.perf_counter() - start
-        self.spans.append(Span(track="controller", name=name, begin=begin, seconds=seconds))
+        self.spans.append(Span(track=self._track, name=name, begin=begin, seconds=seconds))
+
+    def phases(self) -> dict[str, float]:
+        return {f"seconds/{name}": seconds for name, seconds in self._phases.items()}
 
     def seconds(self) -> dict[str, float]:
+        """With the whole step. What is in no phase of an actor is the controller's own share."""
         total = time.perf_counter() - self._start
         waiting = sum(self._phases.get(name, 0.0) for name in self.WAITING)
-        return {f"seconds/{k}": v for k, v in self._phases.items()} | {"seconds/step": total, "seconds/controller": total - waiting}
+        return self.phases() | {"seconds/step": total, "seconds/controller": total - waiting}

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -20,7 +20,7 @@ from omr_ray.config.finetune import FinetuneRun
 from omr_ray.config.reading import Config, dump
 from omr_ray.config.reward_model import RewardRun
 from omr_ray.config.run import RunConfig
-from omr_ray.types import LearnerState, UserError
+from omr_ray.types import LearnerState, Update, UserError
 from omr_ray.weights import read_safetensors, write_safetensors_atomic
 
 # What may change between a run and its resumption: everything else would make one curve of two experiments.
@@ -35,6 +35,7 @@ class Checkpoint:
     step: int
     learner: LearnerState
     judge: Mapping[str, Any]
+    older: tuple[Update, ...] = ()  # before the learner's own, ascending; their metrics are not kept
 
 
 class RunDirectory:
@@ -66,7 +67,7 @@ class Checkpoints:
         self.keep = keep
         self.skipped: list[str] = []
 
-    def save(self, step: int, learner: LearnerState, judge: Mapping[str, Any]) -> None:
+    def save(self, step: int, learner: LearnerState, judge: Mapping[str, Any], older: Sequence[Update] = ()) -> None:
         """Write under a temporary name, fsync, rename. A failure leaves earlier checkpoints as they were."""
         temporary = self.directory / f".step-{step:06d}.partial"
         final = self.directory / f"step-{step:06d}"
@@ -75,6 +76,8 @@ class Checkpoints:
             temporary.mkdir(parents=True)
             for name in ("weights", "ema", "optimizer"):
                 write_safetensors_atomic(temporary / f"{name}.safetensors", getattr(learner, name), metadata={"step": str(step)})
+            for update in older:
+                write_safetensors_atomic(temporary / f"version-{update.policy_version:06d}.safetensors", update.weights)
             state = {"step": step, "policy_version": learner.policy_version, "judge": judge}
             write_text_atomic(temporary / "state.json", json.dumps(state, sort_keys=True))
             sums = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
@@ -112,7 +115,16 @@ def _read(directory: Path) -> Checkpoint:
         raise UserError(f"{directory}: checksum of {', '.join(damaged)} does not hold; the file was changed or cut off")
     state = json.loads((directory / "state.json").read_text())
     tensors = {name: read_safetensors(directory / f"{name}.safetensors") for name in ("weights", "ema", "optimizer")}
-    return Checkpoint(step=state["step"], learner=LearnerState(policy_version=state["policy_version"], **tensors), judge=state["judge"])
+    older = [
+        Update(policy_version=int(file.stem.partition("-")[2]), weights=read_safetensors(file), metrics={})
+        for file in sorted(directory.glob("version-*.safetensors"))
+    ]
+    return Checkpoint(
+        step=state["step"],
+        learner=LearnerState(policy_version=state["policy_version"], **tensors),
+        judge=state["judge"],
+        older=tuple(older),
+    )
 
 
 def write_text_atomic(file: Path, text: str) -> None:

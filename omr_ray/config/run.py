@@ -227,6 +227,15 @@ class Checkpoints(Config):
     keep: PositiveInt = 2
 
 
+class Overlap(Config):
+    """Sampling goes on while rewards are scored and the learner works (`omr_ray/overlapped.py`)."""
+
+    max_staleness: NonNegativeInt = Field(
+        1, description="step s is sampled with the weights of update s - 1 - max_staleness, never others; 0 waits for each update"
+    )
+    wait_s: PositiveFloat = Field(3600.0, description="limit of the wait for one step's scored samples")
+
+
 class Evaluation(Config):
     """Held-out dialogues, the same seeds before and after training."""
 
@@ -258,6 +267,7 @@ class RunConfig(Config):
     algorithm: Algorithm = Ppo()
     noise_loss: NoiseLoss = NoiseLoss()
     learner: Learner = Learner()
+    overlap: Overlap | None = Field(None, description="null: a step is sampled when the one before is learned")
     workers: Workers = Workers()
     cluster: Cluster = Cluster()
     checkpoint: Checkpoints = Checkpoints()
@@ -278,6 +288,24 @@ class RunConfig(Config):
         if self.samples_per_step % self.learner.ranks:
             raise ValueError(
                 f"dialogues_per_step x sampler.siblings ({self.samples_per_step}) must divide by learner.ranks ({self.learner.ranks})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def samples_may_be_as_old_as_that(self) -> RunConfig:
+        if self.overlap is None:
+            return self
+        lag, longest = self.overlap.max_staleness, self.workers.max_attempts * self.workers.timeout_s
+        if lag and isinstance(self.algorithm, Refl):
+            raise ValueError("overlap.max_staleness must be 0 for refl: it has no importance ratio to weigh samples of older weights by")
+        if lag >= self.steps:
+            raise ValueError(
+                f"overlap.max_staleness ({lag}) must be less than steps ({self.steps}): no sample would come from what is learned"
+            )
+        if self.overlap.wait_s <= longest:
+            raise ValueError(
+                f"overlap.wait_s ({self.overlap.wait_s:g}) must be more than workers.max_attempts x workers.timeout_s ({longest:g}): "
+                "so long may a worker that hangs take to be given up"
             )
         return self
 

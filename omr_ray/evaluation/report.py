@@ -43,6 +43,7 @@ DIAGNOSTICS = {
     "skipped_updates": "Updates left out",
 }
 NOT_A_PART = ("seconds/step", "seconds/collate")  # the whole, and what "controller" holds already
+BESIDE = ("seconds/rollout", "seconds/reward", "seconds/weights")  # of a step that waits for its samples alone
 SCHEDULE_ROUNDS = 8  # OMR fig. 3
 
 
@@ -237,7 +238,9 @@ def _schedule_plot(schedule: Mapping[str, Any], terms: Sequence[Mapping[str, Any
 
 def _phase_times(timings: Sequence[Mapping[str, Any]]) -> Plot | None:
     """Seconds by phase; together they are the whole step."""
-    parts = [name for name in _names(timings) if name.startswith("seconds/") and name not in NOT_A_PART]
+    names = _names(timings)
+    others = (*NOT_A_PART, *BESIDE) if "seconds/samples" in names else NOT_A_PART
+    parts = [name for name in names if name.startswith("seconds/") and name not in others]
     if not parts:
         return None
     steps = [line["step"] for line in timings]

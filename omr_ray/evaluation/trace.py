@@ -1,7 +1,8 @@
 """A run's timeline in the Chrome trace format (Trace Event Format, JSON object form), for Perfetto or chrome://tracing.
 
-One track for the controller's phases and one for every worker; times are those of the controller's clock. Within a call of a
-worker lie the parts that the worker measured itself, placed at its end: what is before them is the way there and the wait.
+One track for the controller's phases (three where sampling, scoring and learning overlap) and one for every worker; times
+are those of the controller's clock. Within a call of a worker lie the parts that the worker measured itself, placed at its
+end: what is before them is the way there and the wait.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from omr_ray.types import UserError
 
 COUNTERS = {METRICS: ("reward/total", "reward/missing"), TIMINGS: ("rollout/images_per_s", "rollout/queue_peak", "reward/queue_peak")}
 MICROSECONDS = 1e6
+LOOP = ("controller", "sampling", "scoring")  # the controller's own tracks; the last two where rollouts overlap with learning
 
 
 def write_trace(run: Path, out: Path) -> dict[str, Any]:
@@ -52,12 +54,12 @@ def write_trace(run: Path, out: Path) -> dict[str, Any]:
 
 
 def _tracks(spans: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """The controller first, then the workers by pool and number."""
+    """The controller's tracks first, then the workers by pool and number."""
     names = {span["track"] for span in spans}
 
     def order(name: str) -> tuple[bool, str, int]:
         pool, _, number = name.partition(" ")
-        return (name != "controller", pool, int(number or 0))
+        return (name not in LOOP, pool, int(number or 0))
 
     return {name: index for index, name in enumerate(sorted(names, key=order))}
 

@@ -17,7 +17,7 @@ from omr_ray.config.run import Cluster, DiffusersModel, RunConfig
 from omr_ray.plan.fit import place, refuse_small_share
 from omr_ray.plan.memory import GIB, ActorPlan, Memory
 from omr_ray.plan.shapes import DiffusionShape, RewardShape, reward_shape_of, shape_of
-from omr_ray.plan.work import StepPlan, longest_dialogue, work_of_a_step
+from omr_ray.plan.work import StepPlan, longest_dialogue, steps_in_flight, work_of_a_step
 from omr_ray.types import UserError
 
 
@@ -75,7 +75,7 @@ def plan(config: RunConfig) -> Plan:
         pixels=(height, width),
         cluster=config.cluster,
         actors=actors,
-        nodes=place(actors, config.cluster, step.rollout_bytes / GIB),
+        nodes=place(actors, config.cluster, steps_in_flight(config) * step.rollout_bytes / GIB),
         step=step,
         notes=tuple(notes),
     )

@@ -60,6 +60,11 @@ def longest_dialogue(config: RunConfig, notes: list[str]) -> int:
     return max(lengths, default=ASSUMED_ROUNDS)
 
 
+def steps_in_flight(config: RunConfig) -> int:
+    """Steps whose rollouts may be held at a time."""
+    return 1 if config.overlap is None else config.overlap.max_staleness + 1
+
+
 def work_of_a_step(config: RunConfig, model: DiffusionShape, latent: tuple[int, int, int], rounds: int, pixels: int) -> StepPlan:
     """Raises UserError where a round runs no step of the window."""
     sampler, algorithm = config.sampler, config.algorithm

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from omr_ray import controller
+from omr_ray import controller, overlapped
 from omr_ray.atelier import WEIGHTS
 from omr_ray.atelier.oracle import Oracle
 from omr_ray.config.run import AtelierDialogues, AtelierModel, JsonDialogues, ParquetDialogues, RunConfig
@@ -26,7 +26,7 @@ from omr_ray.progress import ProgressBar
 from omr_ray.ray_session import connected
 from omr_ray.rewards.schedule import SCHEDULES
 from omr_ray.rewards.total import TotalReward
-from omr_ray.runs import RunDirectory, write_text_atomic
+from omr_ray.runs import Checkpoint, RunDirectory, write_text_atomic
 from omr_ray.tracking import Span, Tracker
 from omr_ray.types import LearnerState, Rollout, ScoredRollout, Update
 from omr_ray.workers.learner import LearnerGroup
@@ -73,8 +73,9 @@ def train(config: RunConfig, directory: Path, *, resume: bool, looking: Looking 
             examine(config, phase="before", weights=f"{_model_name(config)}, {_start_name(config)}")
         if found:
             judge.total.load(found.judge)
-            rollout_pool.load(Update(policy_version=found.learner.policy_version, weights=found.learner.weights, metrics={}))
-        controller.train(
+            rollout_pool.load(_last_update(found))
+        loop = controller.train if config.overlap is None else partial(overlapped.train, held=_held(found))
+        loop(
             config,
             source=source,
             sampler=rollout_pool,
@@ -126,9 +127,10 @@ class Watch:
         self._config = config.model_copy(update={"evaluation": settings})
         self._looking, self._learner, self._pool, self._examine = looking, learner, rollout_pool, examine
 
+    def due(self, step: int) -> bool:
+        return step % self._looking.every == 0 and step < self._config.steps
+
     def look(self, step: int) -> None:
-        if step % self._looking.every or step == self._config.steps:
-            return
         state = self._learner.state()
         held = Update(policy_version=state.policy_version, weights=state.weights, metrics={})
         self._pool.load(replace(held, weights=state.ema or state.weights))
@@ -161,6 +163,14 @@ class Judge:
 
     def spans(self) -> Sequence[Span]:
         return self._pool.spans()
+
+
+def _last_update(found: Checkpoint) -> Update:
+    return Update(policy_version=found.learner.policy_version, weights=found.learner.weights, metrics={})
+
+
+def _held(found: Checkpoint | None) -> list[Update]:
+    return [*found.older, _last_update(found)] if found else []
 
 
 def source_from(config: RunConfig) -> Source:

@@ -221,14 +221,16 @@ def step_seed(seed: int, step: int) -> int:
 def _supervisor(pool: Literal["rollout", "reward"], worker: type, config: RunConfig, *first: Any) -> Supervisor:
     """Actors `worker(*first, config)`."""
     limits = config.workers
+    # Now, not when one is replaced: that may be in a thread, to which Ray does not tell the placement group of its trial.
+    options = [actor_options(config, pool, index) for index in range(getattr(limits, pool).count)]
 
     def start(index: int) -> Any:
-        return ray.remote(worker).options(**actor_options(config, pool, index)).remote(*first, config)
+        return ray.remote(worker).options(**options[index]).remote(*first, config)
 
     return Supervisor(
         pool,
         start,
-        count=getattr(limits, pool).count,
+        count=len(options),
         max_attempts=limits.max_attempts,
         timeout_s=limits.timeout_s,
         start_timeout_s=limits.start_timeout_s,

@@ -5,7 +5,7 @@
           └── again ◄─────┴──► killed; a new actor loads its models, then takes calls
 
 A worker holds one call at a time, so its time limit counts from the moment it starts to work. Calls must be
-idempotent: whatever a call depends on is among its arguments.
+idempotent: whatever a call depends on is among its arguments. Threads take turns: one `run` at a time.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from omr_ray.types import UserError
 
 logger = logging.getLogger(__name__)
 
+CLOSE_LIMIT_S = 60.0  # for a run of another thread to hear that its actors are gone
 FAULTS_OF_A_MACHINE = (RuntimeError, OSError, MemoryError)  # torch raises RuntimeError for a broken or full GPU
 
 
@@ -79,7 +80,7 @@ class Supervisor:
     ) -> None:
         self._name, self._start = name, start
         self._max_attempts, self._timeout_s, self._start_timeout_s = max_attempts, timeout_s, start_timeout_s
-        self._lock = threading.Lock()
+        self._lock, self._closed = threading.Lock(), False
         self._retries = self._replacements = 0
         self._queue_peak, self._queue_wait = 0, Mean()
         self._spans: list[Span] = []
@@ -96,6 +97,8 @@ class Supervisor:
             try:
                 self._call_lost_workers_back()
                 while not all(job.done for job in jobs):
+                    if self._closed:
+                        raise WorkersFailed(f"{self._name}: closed before {jobs[-1].call.what} was done")
                     self._hand_out(waiting)
                     self._wait(waiting)
             finally:
@@ -108,7 +111,10 @@ class Supervisor:
 
         The queue: how many calls waited at most for a worker, and how long one waited on average.
         """
-        now = time.monotonic()
+        with self._lock:
+            return self._figures(time.monotonic())
+
+    def _figures(self, now: float) -> dict[str, float]:
         span = max(now - self._measured_since, 1e-9)
         up = [worker for worker in self._workers if not worker.lost and (worker.ref is None or worker.job is not None)]
         figures: dict[str, float] = {
@@ -130,11 +136,20 @@ class Supervisor:
 
     def spans(self) -> list[Span]:
         """What each worker did, since the last call."""
-        spans, self._spans = self._spans, []
+        with self._lock:
+            spans, self._spans = self._spans, []
         return spans
 
     def close(self) -> None:
-        """Kill every actor."""
+        """Kill every actor. A `run` of another thread ends with WorkersFailed."""
+        self._closed = True
+        self._kill()  # so that a run that waits for one hears of it
+        ended = self._lock.acquire(timeout=CLOSE_LIMIT_S)
+        self._kill()  # those that it started meanwhile
+        if ended:
+            self._lock.release()
+
+    def _kill(self) -> None:
         for worker in self._workers:
             ray.kill(worker.handle)
 
@@ -225,7 +240,7 @@ class Supervisor:
     def _call_lost_workers_back(self) -> None:
         """One try a run: the machine they need may be there again."""
         for worker in self._workers:
-            if worker.lost:
+            if worker.lost and not self._closed:
                 worker.lost, worker.failed_starts = False, self._max_attempts - 1
                 self._bring_up(worker)
 

@@ -119,3 +119,14 @@ def test_what_leads_a_generation_has_the_papers_range():
     assert Pose.model_validate({"estimator": {"kind": "onnx", "path": "rtmpose.onnx"}}).estimator.path == "rtmpose.onnx"
     with pytest.raises(ValueError, match="path"):
         Pose.model_validate({"estimator": {"kind": "onnx"}})
+
+
+def test_overlap_is_off_unless_asked_for_and_refuses_what_it_cannot_hold():
+    load = lambda *overrides: RunConfig.load(CONFIGS / "atelier.yaml", overrides)  # noqa: E731
+    assert load().overlap is None
+    assert load("overlap.max_staleness=2").overlap.max_staleness == 2 and load("overlap={}").overlap.max_staleness == 1
+    assert load("algorithm={type: refl}", "overlap.max_staleness=0").overlap.max_staleness == 0
+    assert "must be 0 for refl: it has no importance ratio" in refused("algorithm={type: refl}", "overlap.max_staleness=1")
+    assert "overlap.max_staleness (24) must be less than steps (24)" in refused("overlap.max_staleness=24")
+    assert "more than workers.max_attempts x workers.timeout_s (1800)" in refused("overlap.wait_s=1800")
+    assert "overlap.max_staleness" in refused("overlap.max_staleness=-1")

@@ -90,7 +90,7 @@ class Fakes:
     def time(self, step, seconds):
         self.seconds = seconds
 
-    def save(self, step, learner, judge):
+    def save(self, step, learner, judge, older=()):
         self.calls.append(f"save {step}")
 
     def state(self):

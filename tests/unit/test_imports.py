@@ -19,6 +19,7 @@ ALLOWED = {
     "dialogue": {"types", "config", "vlm"},
     "data": {"types", "config", "weights", "progress", "atelier"},
     "controller": {"types", "config", "tracking", "algorithm", "rewards"},
+    "overlapped": {"types", "config", "tracking", "algorithm", "rewards", "controller"},
     "runs": {"types", "config", "weights"},
     "cli": {"types"},
 }
@@ -27,6 +28,7 @@ HEAVY = {
     "config": {"torch", "ray"},
     "cli": {"torch", "ray", "pydantic"},
     "controller": {"ray", "torch"},
+    "overlapped": {"ray", "torch"},
     "runs": {"ray"},
     "algorithm": {"ray", "deepspeed", "diffusers"},
     "rewards": {"ray", "deepspeed", "diffusers"},
