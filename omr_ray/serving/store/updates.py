@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session as Transaction
 from omr_ray.serving.store.database import insert
 from omr_ray.serving.store.sessions import NotFound
 from omr_ray.serving.store.tables import AdapterUpdate, StoredRound, Vote
+from omr_ray.serving.store.votes import with_rounds
 from omr_ray.types import UserError
 
 GENERAL = "shared/general"  # learns from everybody's votes
@@ -100,7 +101,7 @@ def votes_of(transaction: Transaction, due: Due, *, all_before: bool) -> list[tu
         wanted = wanted.where(Vote.id > due.after)
     if due.owner is not None:
         wanted = wanted.where(Vote.owner == due.owner)
-    return [(vote, _round(transaction, vote, vote.left), _round(transaction, vote, vote.right)) for vote in transaction.scalars(wanted)]
+    return [with_rounds(transaction, vote) for vote in transaction.scalars(wanted)]
 
 
 def _begin(transaction: Transaction, holder: str, lease_until: float, every: int) -> AdapterUpdate | None:
@@ -125,7 +126,3 @@ def _learned_up_to(transaction: Transaction, adapter: str, before: int | None = 
     """The newest vote that an update of the adapter has taken, whatever came of it."""
     wanted = select(func.max(AdapterUpdate.up_to)).where(AdapterUpdate.adapter == adapter)
     return transaction.scalar(wanted if before is None else wanted.where(AdapterUpdate.id < before)) or 0
-
-
-def _round(transaction: Transaction, vote: Vote, id: int) -> StoredRound:
-    return transaction.scalars(select(StoredRound).where(StoredRound.session_id == vote.session_id, StoredRound.id == id)).one()

@@ -39,7 +39,12 @@ def judged(transaction: Transaction, owner: str | None = None) -> list[tuple[Vot
     """All votes, or those of one owner, with their rounds left and right, in order."""
     wanted = select(Vote).order_by(Vote.id)
     found = transaction.scalars(wanted if owner is None else wanted.where(Vote.owner == owner)).all()
-    return [(vote, *(sessions.row(transaction, vote.session_id, id) for id in (vote.left, vote.right))) for vote in found]
+    return [with_rounds(transaction, vote) for vote in found]
+
+
+def with_rounds(transaction: Transaction, vote: Vote) -> tuple[Vote, StoredRound, StoredRound]:
+    """A vote beside its rounds left and right."""
+    return vote, sessions.row(transaction, vote.session_id, vote.left), sessions.row(transaction, vote.session_id, vote.right)
 
 
 def put_up(transaction: Transaction, pairs: Sequence[Pair]) -> int:
