@@ -6,7 +6,7 @@ const out = "../static/library";
 // Named as the pages name them; the second half are the names that Web Awesome asks for inside its components.
 const ICONS = {
   "arrow-up": "arrow-up", "circle-alert": "circle-alert", columns: "columns-2", contrast: "contrast", download: "download", equal: "equal",
-  help: "circle-help", history: "history", image: "image", key: "key-round", leaf: "chart-no-axes-gantt", menu: "menu", message: "message-square", moon: "moon",
+  help: "circle-help", history: "history", image: "image", key: "key-round", menu: "menu", message: "message-square", moon: "moon",
   next: "arrow-right", open: "folder-open", ban: "ban", branch: "git-branch", retry: "rotate-cw", save: "save", settings: "sliders-horizontal",
   square: "square", sun: "sun", trash: "trash-2", undo: "undo-2", pen: "square-pen", judge: "scale",
   check: "check", "chevron-down": "chevron-down", "chevron-left": "chevron-left", "chevron-right": "chevron-right", circle: "circle",
@@ -14,8 +14,9 @@ const ICONS = {
 };
 
 mkdirSync(out, { recursive: true });
+const alias = { "lit/directives/style-map.js": "./style_map.js" };
 const shared = { bundle: true, minify: true, legalComments: "none", logLevel: "info" };
-await build({ ...shared, entryPoints: ["components.js"], outfile: `${out}/webawesome.js`, format: "esm", target: "es2022" });
+await build({ ...shared, entryPoints: ["components.js"], outfile: `${out}/webawesome.js`, format: "esm", alias, target: "es2022" });
 await build({ ...shared, entryPoints: ["components.css"], outfile: `${out}/webawesome.css` });
 
 const symbols = Object.entries(ICONS).map(([name, file]) => {

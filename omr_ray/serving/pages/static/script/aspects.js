@@ -24,10 +24,10 @@ function row(name, score, asked) {
   return h(
     "li",
     { class: `aspect ${kind}` },
-    h("span", { class: "aspect-name" }, name, asked && h("span", { class: "asked" }, "asked about")),
+    h("span", { class: "aspect-name" }, name),
     h("span", { class: "aspect-score" }, figure),
     h("span", { class: "bar", "aria-hidden": "true" }, fill),
-    score && h("span", { class: "aspect-words" }, words(score)),
+    score && h("span", { class: "aspect-words" }, asked && h("span", { class: "asked" }, "asked about"), words(score)),
   );
 }
 

@@ -27,7 +27,7 @@ export function startComposer(send) {
 /** `follows`: the round that the next one follows, where that is not the newest on screen. */
 export function showComposer({ busy, begun, follows }) {
   $("send").disabled = busy;
-  $("say").placeholder = busy ? "One moment…" : begun ? "What should change?" : "For example: a red dress with a belt";
+  $("say").placeholder = busy ? "One moment…" : begun ? "What should change?" : "A red dress with a belt";
   $("follows").hidden = !follows;
   $("follows").textContent = follows;
 }

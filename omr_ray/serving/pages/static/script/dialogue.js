@@ -44,7 +44,8 @@ function show() {
 
 function following() {
   const { session, current } = known;
-  if (!session?.rounds.length) return "";
+  const round = byId(session, current);
+  if (!session?.rounds.length || (round && isActive(round))) return "";
   const from = goneOnFrom(session, current);
   if (from === null) return "What you say next starts anew, beside what is there.";
   const hasChildren = session.rounds.some((round) => round.parent === from && round.status === "done");

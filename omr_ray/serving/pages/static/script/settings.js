@@ -4,8 +4,8 @@ import { $, h } from "./elements.js";
 import { telling } from "./notices.js";
 import { get } from "./service.js";
 
-const MODES = { "": "As it comes", edit: "Edit the last", scratch: "From scratch" };
-const MODALITIES = { "": "Decide itself", picture: "A picture", words: "Words" };
+const MODES = { "": "Automatic", edit: "Edit the last", scratch: "From scratch" };
+const MODALITIES = { "": "Automatic", picture: "A picture", words: "Words" };
 const NO_ADAPTER = "none";
 
 let fields = null;
@@ -15,8 +15,8 @@ export function startSettings() {
   const modality = choice("Answer with", MODALITIES);
   const strength = h("wa-slider", { label: "Strength of an edit", hint: "How much of the last picture may change", min: "0.05", max: "1", step: "0.05", value: "0.8", "with-tooltip": true });
   const seed = h("wa-input", { label: "Seed", inputmode: "numeric", pattern: "[0-9]*", maxlength: "19", placeholder: "drawn at random", "with-clear": true });
-  const adapter = h("wa-select", { label: "Adapter", value: NO_ADAPTER, size: "s" }, h("wa-option", { value: NO_ADAPTER }, "None: the model as it is"));
-  const reset = h("wa-button", { size: "s", appearance: "plain", onclick: () => setSettings({}) }, "Back to what the service does");
+  const adapter = h("wa-select", { label: "Adapter", value: NO_ADAPTER, size: "s" }, h("wa-option", { value: NO_ADAPTER }, "None"));
+  const reset = h("wa-button", { size: "s", appearance: "plain", onclick: () => setSettings({}) }, "Reset");
   for (const field of [mode, modality, strength, seed, adapter]) field.size = "s";
   fields = { mode, modality, strength, seed, adapter, strengthTouched: false };
   strength.addEventListener("input", () => (fields.strengthTouched = true));

@@ -42,7 +42,7 @@ export function showTree(session, current, choose) {
 }
 
 function node(place, round, selected, choose) {
-  const content = round ? picture(round) : [icon("circle")];
+  const content = round ? picture(round) : ["Start"];
   const made = h(
     "div",
     {
@@ -51,7 +51,7 @@ function node(place, round, selected, choose) {
       "data-key": `node-${place.id}`,
       "aria-level": place.depth + 1,
       "aria-selected": String(selected),
-      "aria-label": round ? described(round) : "The beginning, before the first round",
+      "aria-label": round ? described(round) : "Start, before the first round",
       tabindex: selected ? "0" : "-1",
       onclick: () => choose(round?.id ?? null),
     },
