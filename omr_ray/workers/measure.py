@@ -20,7 +20,8 @@ class MeasureWorker:
 
     def __init__(self, config: ComparisonConfig, run: RunConfig) -> None:
         self._config, self._run = config, run
-        self._name, self._metric = "", None
+        self._name = ""
+        self._metric: Metric | None = None
 
     def ready(self) -> tuple[None, dict[str, float]]:
         """Nothing loads before a metric is named."""

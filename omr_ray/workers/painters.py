@@ -173,9 +173,18 @@ def folder_images(config: ImageFolder, dialogues: Sequence[Dialogue], siblings: 
                 if file.is_file():
                     with Image.open(file) as opened:
                         image = png(np.asarray(opened.convert("RGB")))
-                    told = {"utterance": round_.utterance, "prompt": round_.prompt, "intent": dialogue.intent}
                     made.append(
-                        MadeImage(dialogue=dialogue.id, round=round_.index, sibling=sibling, seed=0, image=image, seconds=0.0, **told)
+                        MadeImage(
+                            dialogue=dialogue.id,
+                            round=round_.index,
+                            sibling=sibling,
+                            seed=0,
+                            image=image,
+                            seconds=0.0,
+                            utterance=round_.utterance,
+                            prompt=round_.prompt,
+                            intent=dialogue.intent,
+                        )
                     )
     return made
 

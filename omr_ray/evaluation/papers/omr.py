@@ -159,7 +159,8 @@ def table1(context: Context) -> Result:
     measured = compared(context, "", DIALOGUES, context.known(DIALOGUES, wanted))
     rounds = {name: rounds_to_intent(context, name) for name in context.models}
     known = {name: comparing.interval(found) for name, found in rounds.items() if found is not None}
-    order = comparing.ranks([known[name].value if name in known and known[name] else None for name in context.models], "down")
+    means = [None if (found := known.get(name)) is None else found.value for name in context.models]
+    order = comparing.ranks(means, "down")
     rows = tuple(
         (name, (*cells, Cell.of(known.get(name), "{:.2f}", rank))) for (name, cells), rank in zip(measured.rows, order, strict=True)
     )

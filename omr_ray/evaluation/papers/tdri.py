@@ -208,7 +208,9 @@ def simple_or_complex(context: Context) -> Result:
 def personal(context: Context) -> Result:
     """Table 5: one D3PO adapter for all users against one for each."""
     remedy = "let users vote in `omr-ray serve`, train both adapters on the votes, then name them under models and personal"
-    return _given(context, dict(context.config.personal), TDRI_TABLE5, "General and per-user D3PO", remedy)
+    return _given(
+        context, {str(name): path for name, path in context.config.personal.items()}, TDRI_TABLE5, "General and per-user D3PO", remedy
+    )
 
 
 def language_sizes(context: Context) -> Result:
