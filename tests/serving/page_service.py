@@ -88,7 +88,8 @@ def served(place, *, keys="required", size=128, step_s=0.05):
     """(url, a key of ann, config) of a service in a directory of its own."""
     where = {"database": f"sqlite:///{place}/service.db", "images": str(place / "images"), "adapters": str(place / "adapters")}
     limits = {"requests_per_minute": 10_000, "concurrent_rounds": 4}
-    config = ServeConfig.model_validate({**where, "http": {"keys": keys}, "limits": limits})
+    always_asks = {"reflection": {"threshold": 0.01}}
+    config = ServeConfig.model_validate({**where, "http": {"keys": keys}, "limits": limits, "dialogue": always_asks})
     database = Database(config.database)
     database.migrate()
     with database.write() as transaction:

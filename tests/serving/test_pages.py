@@ -53,8 +53,9 @@ def visit(browser, url, key, path="/", **options):
     try:
         yield page
         page.wait_for_timeout(100)
-        # A screenshot itself hides the caret by a style, which the policy refuses.
-        refused = [fault for fault in faults if not (SHOTS and "inline style" in fault)]
+        # What Chromium itself says of a request that was refused; and a screenshot hides the caret by a style, against the policy.
+        expected = ("Failed to load resource: the server responded with a status of 4", *(["Applying inline style"] if SHOTS else []))
+        refused = [fault for fault in faults if not fault.startswith(expected)]
         assert refused == [] and hosts == {url}
     finally:
         context.close()
@@ -175,12 +176,11 @@ def test_the_whole_dialogue(browser, service, tmp_path):
         node(page, 2).click()
         expect(page.locator("#follows")).to_have_text("What you say next branches off from round 2.")
         assert image_shown(page) == first
-        say(page, "green, on a beach")
-        assert page.locator("#tree-canvas .node").count() == 8
         page.get_by_label("Your own answer").fill("seen from the left")
         page.keyboard.press("Enter")
-        ended(page, 8)
-        expect(page.locator(".mine")).to_have_text(["a red striped dress", "green, on a beach", "seen from the left"])
+        ended(page, 7)
+        say(page, "green, on a beach")
+        expect(page.locator(".mine")).to_have_text(["a red striped dress", "seen from the left", "green, on a beach"])
         shoot(page, "dialogue")
         page.emulate_media(color_scheme="dark")
         shoot(page, "dialogue-dark")
