@@ -38,7 +38,7 @@ def judged(transaction: Transaction, owner: str | None = None) -> list[tuple[Vot
     """All votes, or those of one owner, with their rounds left and right, in order."""
     wanted = select(Vote).order_by(Vote.id)
     found = transaction.scalars(wanted if owner is None else wanted.where(Vote.owner == owner)).all()
-    return [(vote, *(sessions.row(transaction, vote.session_id, id) for id in (vote.left, vote.right))) for vote in found]
+    return [(vote, _row(transaction, vote, vote.left), _row(transaction, vote, vote.right)) for vote in found]
 
 
 def put_up(transaction: Transaction, pairs: Sequence[Pair]) -> int:
@@ -85,3 +85,7 @@ def annotated(transaction: Transaction, annotator: str | None = None) -> list[tu
     if annotator is not None:
         wanted = wanted.where(Annotation.annotator == annotator)
     return [(row[0], row[1]) for row in transaction.execute(wanted)]
+
+
+def _row(transaction: Transaction, vote: Vote, id: int) -> StoredRound:
+    return sessions.row(transaction, vote.session_id, id)
