@@ -198,7 +198,7 @@ def _annotation_of(told: Any) -> LabelStudioAnnotation | None:
 
 def _choice(results: Sequence[Result]) -> str | None:
     """What an annotation says; None where it says nothing, or two things."""
-    found: set[str] = set()
+    found = set[str]()
     for result in results:
         try:
             value = Selected.model_validate(result.value)

@@ -62,18 +62,18 @@ class Waiting:
         answer = o.ImagesAnswer(created=self.order.created, data=images, output_format=self.asked.format, size=size)
         return Response(answer.model_dump_json(), media_type="application/json")
 
-    async def _stream(self) -> AsyncGenerator[bytes]:
+    async def _stream(self) -> AsyncGenerator[bytes, None]:
         try:
             async with aclosing(self._partial_images()) as partial_images:
-                async for part in partial_images:
-                    yield part
+                async for told in partial_images:
+                    yield told
             size, [image] = await asyncio.to_thread(self._images)
-            told = image.model_dump() | {"created_at": self.order.created, "output_format": self.asked.format, "size": size}
-            yield _event(o.CompletedEvent(type=f"{self.kind}.completed", **told))  # type: ignore[arg-type]
+            known = image.model_dump() | {"created_at": self.order.created, "output_format": self.asked.format, "size": size}
+            yield _event(o.CompletedEvent(type=f"{self.kind}.completed", **known))  # type: ignore[arg-type]
         except Exception as error:
             yield format_sse_event(event="error", data_str=refusal_of(error).view().model_dump_json())
 
-    async def _partial_images(self) -> AsyncGenerator[bytes]:
+    async def _partial_images(self) -> AsyncGenerator[bytes, None]:
         """As many as were asked for, evenly spread over the steps; fewer where the image is done before they are."""
         wanted, sent, steps, pinged = self.asked.partial_images or 0, 0, 1, time.monotonic()
         async with aclosing(followed(self.here, self.order, self.request.is_disconnected, kept=self.kept)) as looks:
@@ -115,8 +115,8 @@ class Waiting:
 async def generate(request: Request, body: o.NewImages, here: Here, owner: Owner, key: Key = None) -> Response:
     check(body, here.config)
     order = await asyncio.to_thread(place, here, owner, body, None, once(request, owner, key, body))
-    kept = key is not None
-    return await Waiting(here=here, owner=owner, request=request, kept=kept, asked=body, order=order, kind="image_generation").response()
+    waiting = Waiting(here=here, owner=owner, request=request, asked=body, order=order, kind="image_generation", kept=key is not None)
+    return await waiting.response()
 
 
 async def edit(
@@ -135,8 +135,8 @@ async def edit(
     said = body.model_dump(exclude={"image", "images", "mask"}, exclude_unset=True)
     asked = o.Edit(**said, image_sha256=hashlib.sha256(content).hexdigest())
     order = await asyncio.to_thread(place, here, owner, asked, upload, once(request, owner, key, asked))
-    kept = key is not None
-    return await Waiting(here=here, owner=owner, request=request, kept=kept, asked=asked, order=order, kind="image_edit").response()
+    waiting = Waiting(here=here, owner=owner, request=request, asked=asked, order=order, kind="image_edit", kept=key is not None)
+    return await waiting.response()
 
 
 def _event(told: o.PartialEvent | o.CompletedEvent) -> bytes:

@@ -73,7 +73,9 @@ def place(here: Service, owner: str, asked: ImageSettings, upload: np.ndarray | 
     return Order(**answer | {"rounds": tuple(answer["rounds"])})
 
 
-async def followed(here: Service, order: Order, gone: Callable[[], Awaitable[bool]], *, kept: bool) -> AsyncGenerator[list[StoredEvent]]:
+async def followed(
+    here: Service, order: Order, gone: Callable[[], Awaitable[bool]], *, kept: bool
+) -> AsyncGenerator[list[StoredEvent], None]:
     """New events of the order's rounds, look by look, until all are done. Close it with `contextlib.aclosing`.
 
     gone: whether the client has gone away. Then, and where one round fails, the others are cancelled, unless they are `kept`:
