@@ -73,7 +73,9 @@ def put_up_pairs(config, count, size):
     for index in range(count):
         rng = np.random.default_rng(index)
         scene = world.random_scene(rng)
-        other = scene.with_aspects({"style": "striped" if scene.style != "striped" else "plain", "color": "blue" if scene.color != "blue" else "pink"})
+        other = scene.with_aspects(
+            {"style": "striped" if scene.style != "striped" else "plain", "color": "blue" if scene.color != "blue" else "pink"}
+        )
         shown = [pictures.put(Picture(image=render(one, np.random.default_rng(index), size))) for one in (scene, other)]
         prompt = world.prompt_of({name: getattr(scene, name) for name in VALUES})
         pairs.append(Pair(id=f"pair_{index}", prompt=prompt, left=shown[0], right=shown[1], source="test", created_at=time.time()))
@@ -97,7 +99,9 @@ def served(place, *, keys="required", size=128, step_s=0.05):
         return True
 
     conductor = Conductor(config, Models(size, step_s))
-    server = uvicorn.Server(uvicorn.Config(create_api(config, ready), host="127.0.0.1", port=0, log_level="error", timeout_graceful_shutdown=2))
+    server = uvicorn.Server(
+        uvicorn.Config(create_api(config, ready), host="127.0.0.1", port=0, log_level="error", timeout_graceful_shutdown=2)
+    )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     deadline = time.monotonic() + 60

@@ -379,4 +379,6 @@ def test_the_policy_and_no_page_within_a_page(service):
 def test_what_is_shipped_is_small_and_names_its_licences():
     library = Path("omr_ray/serving/pages/static/library")
     assert sum(file.stat().st_size for file in library.iterdir()) < 600_000
-    assert {"Web Awesome", "Lit", "Lucide", "Floating UI"} <= set(re.findall(r"^## ([A-Z][\w ]*?)(?= \()", (library / "LICENSES.md").read_text(), re.M))
+    assert {"Web Awesome", "Lit", "Lucide", "Floating UI"} <= set(
+        re.findall(r"^## ([A-Z][\w ]*?)(?= \()", (library / "LICENSES.md").read_text(), re.M)
+    )

@@ -58,8 +58,7 @@ def next_pair(transaction: Transaction, annotator: str) -> tuple[Pair | None, in
     return transaction.scalar(select(Pair).where(Pair.id.not_in(mine)).order_by(times, Pair.id).limit(1)), done, remaining
 
 
-def annotate(transaction: Transaction, annotator: str, pair: str, *, choice: str, seconds: float, notes: Notes
-) -> tuple[Annotation, Pair]:
+def annotate(transaction: Transaction, annotator: str, pair: str, *, choice: str, seconds: float, notes: Notes) -> tuple[Annotation, Pair]:
     """Judge a pair; who judges it again has changed their mind. Raises NotFound."""
     found = transaction.get(Pair, pair)
     if found is None:
