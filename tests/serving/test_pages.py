@@ -356,6 +356,7 @@ def test_pairs_are_annotated_by_keyboard_only(browser, service):
         accessible(page)
         page.set_viewport_size({"width": 390, "height": 844})
         page.keyboard.press("l")
+        expect(page.get_by_role("radio", name="Both bad")).to_be_checked()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         page.locator("#pair").scroll_into_view_if_needed()
         shoot(page, "annotate-phone")
