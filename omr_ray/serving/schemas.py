@@ -11,6 +11,7 @@ Every fault has one shape, `{"error": {"message", "type", "param", "code"}}`, al
     GET    /v1/images/{address}                PNG that carries its Recipe       POST /v1/restore (multipart image)  Restored
     GET    /v1/adapters                        AdapterList
     GET    /v1/annotations/next, /mine         PairView, AnnotationList          POST /v1/annotations      AnnotationView, 201
+    POST   /v1/images/..., GET /v1/models      see openai_schemas.py   GET /metrics   see metrics.py
 """
 
 from __future__ import annotations

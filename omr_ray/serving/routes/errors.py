@@ -7,7 +7,9 @@ import logging
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from omr_ray.dialogue.session import UnknownRound
 from omr_ray.serving.schemas import ErrorDetail, ErrorView
@@ -15,6 +17,7 @@ from omr_ray.serving.store.access import TooMany
 from omr_ray.serving.store.database import Conflict
 from omr_ray.serving.store.sessions import NotFound
 from omr_ray.types import UserError
+from omr_ray.vlm.templates import clean
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +58,8 @@ def refusal_of(error: Exception) -> Refused:
             return Refused(error.status_code, str(error.detail), code="http_error", headers=dict(error.headers or {}))
         case RequestValidationError():
             first = error.errors()[0]
-            return Refused(422, str(first["msg"]), code="invalid_value", param=".".join(map(str, first["loc"][1:])) or None)
+            param = clean(".".join(map(str, first["loc"][1:])))[:200]  # the name of an unknown field is the client's own
+            return Refused(422, clean(str(first["msg"]))[:500], code="invalid_value", param=param or None)
     logger.error("a request failed", exc_info=error)
     return Refused(500, "internal error; try again", code="internal")
 
@@ -66,3 +70,29 @@ def add_errors(api: FastAPI) -> None:
 
     for kind in (Refused, NotFound, UserError, Conflict, TooMany, HTTPException, RequestValidationError, Exception):
         api.add_exception_handler(kind, answer)
+
+
+class OneShape:
+    """Gives the refusals of the framework itself (a body that is too large, a foreign host) the shape: it writes them as plain text."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        plain: list[int] = []  # the status of an answer that is replaced
+        said = b""
+
+        async def shaped(message: Message) -> None:
+            nonlocal said
+            begins = message["type"] == "http.response.start" and message["status"] >= 400
+            if begins and Headers(raw=message["headers"]).get("content-type", "").startswith("text/plain"):
+                plain.append(message["status"])
+                return
+            if not plain:
+                await send(message)
+                return
+            said += message.get("body", b"")
+            if not message.get("more_body"):
+                await Refused(plain[0], said.decode(), code="http_error").response()(scope, receive, send)
+
+        await self._app(scope, receive, shaped if scope["type"] == "http" else send)
