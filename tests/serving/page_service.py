@@ -99,8 +99,9 @@ def served(place, *, keys="required", size=128, step_s=0.05):
         return True
 
     conductor = Conductor(config, Models(size, step_s))
-    api = create_api(config, ready)
-    server = uvicorn.Server(uvicorn.Config(api, host="127.0.0.1", port=0, log_level="error", timeout_graceful_shutdown=2))
+    server = uvicorn.Server(
+        uvicorn.Config(create_api(config, ready), host="127.0.0.1", port=0, log_level="error", timeout_graceful_shutdown=2)
+    )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     deadline = time.monotonic() + 60

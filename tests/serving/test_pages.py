@@ -356,8 +356,10 @@ def test_pairs_are_annotated_by_keyboard_only(browser, service):
         accessible(page)
         page.set_viewport_size({"width": 390, "height": 844})
         page.keyboard.press("l")
+        expect(page.get_by_role("radio", name="Both bad")).to_be_checked()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
-        page.locator("#pair").scroll_into_view_if_needed()
+        save = page.locator("#save").bounding_box()
+        assert save["x"] + save["width"] < 390 - 12
         shoot(page, "annotate-phone")
     told = httpx2.get(f"{url}/v1/annotations/mine", headers={"authorization": f"Bearer {key}"}).json()["data"]
     assert [said["choice"] for said in told] == ["left", "tie", "both_bad"] and all(0 < said["seconds"] < 600 for said in told)

@@ -223,7 +223,7 @@ def test_a_round_is_followed_by_events_which_go_on_where_they_were_cut_off(servi
     assert steps == list(range(steps[0], steps[-1] + 1)) and steps[-1] > 20
     previews = [data for _, kind, data in seen if kind == "preview"]
     assert Image.open(io.BytesIO(base64.b64decode(previews[-1]["b64_json"]))).size == (16, 16)
-    assert seen[-1][2] == {"round": id, "status": "done"}
+    assert (seen[-1][2]["round"], seen[-1][2]["status"]) == (id, "done")
     round_ = service.ended(session, id)
     assert round_["prompt"] == "a red dress" and len(round_["scores"]) == 7
     assert round_["image"] == undisturbed  # the address follows from pixels and latents
@@ -353,7 +353,7 @@ def test_votes_teach_an_adapter_which_is_used_and_taken_back(service):
         assert vote.status_code == 201
     update = service.updated()
     assert update["status"] == "published", update
-    assert update["figures"]["wins"] == 1.0 and update["figures"]["wins_before"] == 0.5
+    assert update["figures"]["wins"] > update["figures"]["wins_before"] == 0.5
     adapters = {adapter["id"]: adapter["sha256"] for adapter in service.client.get("/v1/adapters").json()["data"]}
     assert adapters["users/ann/taste"] == update["sha256"]
     used = service.say(session, "make it large", adapter="users/ann/taste", **QUICK)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session as Transaction
@@ -79,21 +80,21 @@ def annotate(
     *,
     choice: str,
     seconds: float,
-    notes: Notes = Notes(),  # noqa: B008  (frozen)
+    notes: Notes | None = None,
     at: float | None = None,
 ) -> tuple[Annotation, Pair]:
-    """Judge a pair, now or `at` seconds since 1970; who judges it again has changed their mind. Raises NotFound."""
+    """Judge a pair, now or `at` seconds since 1970; who judges it again has changed their mind. notes None: those that are there stay.
+
+    Raises NotFound.
+    """
     found = transaction.get(Pair, sessions.storable("pair", pair))
     if found is None:
         raise NotFound(f"pair {pair!r:.80}")
-    said = {
-        "choice": choice,
-        "seconds": seconds,
-        "notes": notes.model_dump(mode="json"),
-        "created_at": time.time() if at is None else at,
-    }
-    added = insert(transaction, Annotation).values(pair_id=pair, annotator=annotator, **said)
-    transaction.execute(added.on_conflict_do_update(index_elements=["pair_id", "annotator"], set_=said))
+    said: dict[str, Any] = {"choice": choice, "seconds": seconds, "created_at": time.time() if at is None else at}
+    changed = said if notes is None else said | {"notes": notes.model_dump(mode="json")}
+    new = {"notes": Notes().model_dump(mode="json")} | changed
+    added = insert(transaction, Annotation).values(pair_id=pair, annotator=annotator, **new)
+    transaction.execute(added.on_conflict_do_update(index_elements=["pair_id", "annotator"], set_=changed))
     transaction.flush()
     return transaction.get_one(Annotation, (pair, annotator), populate_existing=True), found
 
