@@ -1,4 +1,4 @@
-"""Votes between rounds of a session, and annotations of pairs."""
+"""Votes between rounds of a session (TDRI section 3.2.3), and annotations of pairs (TDRI section 4.1)."""
 
 from __future__ import annotations
 
