@@ -144,7 +144,7 @@ def _check_all_run(application: str) -> bool:
     Serve's controller is asked: a process may be busy for longer than somebody who asks for readiness waits.
     """
     for name, deployment in serve.status().applications[application].deployments.items():
-        if not deployment.replica_states.get("RUNNING"):
+        if not any(count for state, count in deployment.replica_states.items() if state == "RUNNING"):
             raise RuntimeError(f"no process of {name} is ready")
     return True
 
