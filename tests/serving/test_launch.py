@@ -75,5 +75,5 @@ def test_a_model_that_cannot_be_loaded_ends_it_with_one_line(tmp_path):
         _, err = process.communicate(timeout=1200)
     finally:
         process.terminate()
-    assert process.returncode == 2
+    assert process.returncode == 2, err
     assert err == f"omr-ray: {tmp_path}/clip: no *.safetensors file in it; give a complete model directory\n"

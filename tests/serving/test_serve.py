@@ -34,9 +34,9 @@ from tests.tiny import make_tiny_clip, make_tiny_sd
 
 pytestmark = pytest.mark.timeout(1500)
 
-STEPS = 300
+STEPS = 100
 PATIENCE_S = 600
-QUICK = {"strength": 0.05}  # an edit that runs 15 steps
+QUICK = {"strength": 0.05}  # an edit that runs 5 steps
 
 
 class AnyScene(Album):
