@@ -21,7 +21,7 @@ from omr_ray.serving.store.database import Database
 from omr_ray.serving.store.tables import StoredRound, Vote
 from omr_ray.serving.store.updates import Due
 from omr_ray.serving.versions import Versions
-from omr_ray.training.adaptive_optimization import Drawing, Judged, Weights, held_out, judge, learn, redraw
+from omr_ray.training.adaptive_optimization import Drawing, DrawnPair, Weights, held_out, judge, learn, redraw
 from omr_ray.types import UserError
 
 logger = logging.getLogger(__name__)
@@ -55,12 +55,13 @@ class Updater:
 
     def _make(self, due: Due) -> str:
         with self._database.read() as transaction:
-            fresh, every = (self._judged(transaction, updates.votes_of(transaction, due, all_before=old)) for old in (False, True))
+            # From the store, not from what the adapter's id leads to: who makes a cut-off update again must begin where it began.
+            versions = updates.published(transaction, due.adapter)
+            fresh, every = (self._drawn(transaction, updates.votes_of(transaction, due, all_before=old)) for old in (False, True))
         learned_from, judges = held_out(fresh, self._learning.held_out)[0], held_out(every, self._learning.held_out)[1][-MOST_JUDGES:]
         if not learned_from or not judges:
             return self._finish(due, "refused", f"{len(learned_from)} votes to learn from and {len(judges)} to judge by are too few")
-        in_use = self._versions.in_use(due.adapter)
-        start = self._base if in_use is None else self._weights(in_use)
+        start = self._weights(versions[-1].sha256 if versions else None)
         after, figures = learn(self._sampler, redraw(self._sampler, learned_from, self._weights), start, self._learning, seed=due.id)
         if not all(np.isfinite(value).all() for value in after.values()):
             return self._finish(due, "refused", "what was learned is not finite", figures)
@@ -77,12 +78,14 @@ class Updater:
         lora = self._config.lora
         adapter = Adapter(weights=after, rank=lora.rank, alpha=lora.alpha, base_model=model_path(self._config.model))
         sha256 = self._versions.add(adapter, f"Learned from votes, update {due.id}", dict(figures))
-        self._versions.use(due.adapter, sha256)
-        return self._finish(due, "published", "in use", figures, sha256)
-
-    def _finish(self, due: Due, status: str, message: str, figures: dict[str, float] | None = None, sha256: str | None = None) -> str:
         with self._database.write() as transaction:
-            updates.finish(transaction, due, status=status, message=message, sha256=sha256, figures=figures or {})
+            if updates.finish(transaction, due, status="published", message="in use", sha256=sha256, figures=figures):
+                self._versions.use(due.adapter, sha256)
+        return "published"
+
+    def _finish(self, due: Due, status: str, message: str, figures: dict[str, float] | None = None) -> str:
+        with self._database.write() as transaction:
+            updates.finish(transaction, due, status=status, message=message, sha256=None, figures=figures or {})
         return status
 
     def _weights(self, sha256: str | None) -> Weights:
@@ -98,7 +101,7 @@ class Updater:
             self._known[sha256] = self._versions.weights(sha256, self._config.lora.rank, self._config.lora.alpha)
         return self._known[sha256]
 
-    def _judged(self, transaction: Transaction, votes: Sequence[tuple[Vote, StoredRound, StoredRound]]) -> list[Judged]:
+    def _drawn(self, transaction: Transaction, votes: Sequence[tuple[Vote, StoredRound, StoredRound]]) -> list[DrawnPair]:
         """Votes whose images can be drawn again. Those whose adapter or parent image is gone teach nothing."""
         found = []
         for vote, left, right in votes:
@@ -106,7 +109,7 @@ class Updater:
             winner, loser = (left, right) if vote.choice == "left" else (right, left)
             chosen, rejected = self._drawing(session, winner), self._drawing(session, loser)
             if chosen is not None and rejected is not None:
-                found.append(Judged(id=str(vote.id), winner=chosen, loser=rejected))
+                found.append(DrawnPair(id=str(vote.id), winner=chosen, loser=rejected))
         return found
 
     def _drawing(self, session: Session, round_: StoredRound) -> Drawing | None:

@@ -50,11 +50,6 @@ class Versions:
             kept = found[0]
         return load_adapter(kept).weights_for(rank, alpha)
 
-    def in_use(self, adapter: str) -> str | None:
-        """The hash behind an adapter's id; None where it is not there yet."""
-        file = self._root / adapter / FILE
-        return sha256_of(file) if file.is_file() else None
-
     def use(self, adapter: str, sha256: str | None) -> None:
         """Make a version what the id stands for; None takes the id away: the base is used. Raises UserError for one that is not kept."""
         if not re.fullmatch(ADAPTER, adapter):

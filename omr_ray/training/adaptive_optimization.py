@@ -44,8 +44,8 @@ class Drawing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
-    """A vote that chose."""
+class DrawnPair:
+    """A vote that chose: how the better image was made, and how the other."""
 
     id: str  # decides, for ever, whether the vote is learned from or held out
     winner: Drawing
@@ -64,16 +64,16 @@ class Steps:
     previous_timesteps: np.ndarray  # i64 [2 M]
 
 
-def held_out(votes: Sequence[Judged], share: float) -> tuple[list[Judged], list[Judged]]:
+def held_out(votes: Sequence[DrawnPair], share: float) -> tuple[list[DrawnPair], list[DrawnPair]]:
     """Votes to learn from, and votes to judge by: which of the two a vote is follows from its id alone."""
 
-    def kept_back(vote: Judged) -> bool:
+    def kept_back(vote: DrawnPair) -> bool:
         return int.from_bytes(hashlib.sha256(vote.id.encode()).digest()[:8], "big") < share * 2**64
 
     return [vote for vote in votes if not kept_back(vote)], [vote for vote in votes if kept_back(vote)]
 
 
-def redraw(sampler: MultiRoundSampler, votes: Sequence[Judged], weights_of: Callable[[str | None], Weights]) -> Steps:
+def redraw(sampler: MultiRoundSampler, votes: Sequence[DrawnPair], weights_of: Callable[[str | None], Weights]) -> Steps:
     """Draw every image of the votes again and keep its steps, those that both images of a vote ran and that have a variance.
 
     weights_of: an adapter's key to its weights. The last step of a schedule is left out: its sigma is so small that its

@@ -124,7 +124,7 @@ def test_an_update_whose_holder_died_is_taken_on_by_another(database, studio):
     with database.write() as transaction:
         assert not updates.prolong(transaction, lost, 60)
         assert updates.prolong(transaction, taken, 60)
-        updates.finish(transaction, lost, status="published", message="", sha256="00" * 32, figures={})  # it comes too late
+        assert not updates.finish(transaction, lost, status="published", message="", sha256="00" * 32, figures={})  # it comes too late
         assert [found.status for found in updates.updates(transaction, taken.adapter)] == ["running"]
 
 
@@ -153,26 +153,32 @@ def test_votes_are_learned_from_judged_and_taken_back(config, database, studio):
         updates.roll_back(transaction, "users/ann/taste")
 
 
-def test_what_is_not_better_on_held_out_votes_is_not_used(config, database, studio):
-    config = config.model_copy(update={"updates": config.updates.model_copy(update={"learning_rate": 1e-30})})
+@pytest.mark.parametrize(("rate", "message"), [(1e-30, "agrees with 50%"), (1e37, "makes what was preferred unlikely")])
+def test_what_is_not_better_or_has_burst_is_not_used(config, database, studio, rate, message):
+    config = config.model_copy(update={"updates": config.updates.model_copy(update={"learning_rate": rate})})
     for number in range(10):
         studio.vote(number)
     due = claim(database)
     assert Updater(config, "cpu", 1).make(due) == "refused"
     with database.read() as transaction:
-        assert "agrees with 50%" in updates.updates(transaction, due.adapter)[0].message
-    assert Versions(config.adapters).in_use(due.adapter) is None
+        assert message in updates.updates(transaction, due.adapter)[0].message
+    assert listed(config.adapters, "ann") == ()
 
 
-def test_what_has_burst_is_not_used(config, database, studio):
-    config = config.model_copy(update={"updates": config.updates.model_copy(update={"learning_rate": 1e37})})
-    for number in range(10):
-        studio.vote(number)
-    due = claim(database)
-    assert Updater(config, "cpu", 1).make(due) == "refused"
+def test_an_update_that_is_made_again_begins_where_it_began(config, database, studio):
+    for _ in range(10):
+        studio.vote(0)
+    cut_off = claim(database, "dead", lease_s=0.05)
+    versions, updater = Versions(config.adapters), Updater(config, "cpu", 1)
+    assert updater.make(cut_off) == "published"
+    with database.write() as transaction:  # as if its process had died before the store knew, but after the version was in use
+        made = updates.updates(transaction, cut_off.adapter)[0]
+        first, made.status, made.sha256, made.lease_until = made.sha256, "running", None, 0.0
+    again = claim(database, "alive")
+    assert again.id == cut_off.id and updater.make(again) == "published"
     with database.read() as transaction:
-        assert "makes what was preferred unlikely" in updates.updates(transaction, due.adapter)[0].message
-    assert Versions(config.adapters).in_use(due.adapter) is None
+        assert updates.updates(transaction, cut_off.adapter)[0].sha256 == first
+    assert versions.weights(first, 2, 2.0) is not None
 
 
 def test_a_vote_whose_parent_image_is_gone_teaches_nothing(config, database, studio, tmp_path):

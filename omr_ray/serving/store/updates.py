@@ -60,16 +60,13 @@ def claim(transaction: Transaction, holder: str, lease_s: float, every: int) -> 
 
 def prolong(transaction: Transaction, due: Due, lease_s: float) -> bool:
     """Whether the update is still the holder's; its lease runs from now."""
-    mine = AdapterUpdate.id == due.id, AdapterUpdate.lease_holder == due.holder, AdapterUpdate.status == "running"
-    still = update(AdapterUpdate).where(*mine).values(lease_until=time.time() + lease_s).returning(AdapterUpdate.id)
-    return transaction.scalar(still) is not None
+    return _changed(transaction, due, lease_until=time.time() + lease_s)
 
 
-def finish(transaction: Transaction, due: Due, *, status: str, message: str, sha256: str | None, figures: dict[str, Any]) -> None:
-    """published, refused or failed."""
-    mine = AdapterUpdate.id == due.id, AdapterUpdate.lease_holder == due.holder
+def finish(transaction: Transaction, due: Due, *, status: str, message: str, sha256: str | None, figures: dict[str, Any]) -> bool:
+    """published, refused or failed. Whether the update was still the holder's; else nothing has changed."""
     ended = {"status": status, "message": message, "sha256": sha256, "figures": figures, "finished_at": time.time()}
-    transaction.execute(update(AdapterUpdate).where(*mine).values(**ended, lease_until=None))
+    return _changed(transaction, due, **ended, lease_until=None)
 
 
 def published(transaction: Transaction, adapter: str) -> Sequence[AdapterUpdate]:
@@ -102,6 +99,11 @@ def votes_of(transaction: Transaction, due: Due, *, all_before: bool) -> list[tu
     if due.owner is not None:
         wanted = wanted.where(Vote.owner == due.owner)
     return [with_rounds(transaction, vote) for vote in transaction.scalars(wanted)]
+
+
+def _changed(transaction: Transaction, due: Due, **values: Any) -> bool:
+    mine = AdapterUpdate.id == due.id, AdapterUpdate.lease_holder == due.holder, AdapterUpdate.status == "running"
+    return transaction.scalar(update(AdapterUpdate).where(*mine).values(**values).returning(AdapterUpdate.id)) is not None
 
 
 def _begin(transaction: Transaction, holder: str, lease_until: float, every: int) -> AdapterUpdate | None:

@@ -9,7 +9,7 @@ from omr_ray.config.dialogue import AdaptiveOptimization
 from omr_ray.diffusion.generation import generate_guided
 from omr_ray.diffusion.policy import Policy
 from omr_ray.diffusion.sampler import MultiRoundSampler
-from omr_ray.training.adaptive_optimization import Drawing, Judged, held_out, judge, learn, redraw
+from omr_ray.training.adaptive_optimization import Drawing, DrawnPair, held_out, judge, learn, redraw
 from omr_ray.types import UserError
 from tests.tiny import make_tiny_sd
 
@@ -55,7 +55,7 @@ def drawing(seed, *, prompt="a red dress", parent=None, strength=1.0, adapter=No
 
 
 def votes(count):
-    return [Judged(id=str(n), winner=drawing(2 * n), loser=drawing(2 * n + 1)) for n in range(count)]
+    return [DrawnPair(id=str(n), winner=drawing(2 * n), loser=drawing(2 * n + 1)) for n in range(count)]
 
 
 def test_an_image_is_drawn_again_as_it_was(sampler, base):
@@ -70,7 +70,7 @@ def test_an_image_is_drawn_again_as_it_was(sampler, base):
 def test_an_edit_and_a_first_image_meet_in_the_steps_that_both_ran(sampler, base):
     parent = np.random.default_rng(0).standard_normal((4, 8, 8)).astype(np.float32)
     edit = drawing(7, prompt="a blue dress", parent=parent, strength=0.5)
-    found = redraw(sampler, [Judged(id="0", winner=edit, loser=drawing(8))], lambda key: base)
+    found = redraw(sampler, [DrawnPair(id="0", winner=edit, loser=drawing(8))], lambda key: base)
     assert found.timesteps.tolist() == [sampler.timesteps[2]] * 2  # of 4 steps the edit runs 2 and 3, and 3 is the last
     drawn = generate_guided(sampler, ["a blue dress"], seeds=[7], from_latents=parent[None], strength=0.5, kept=[2])
     np.testing.assert_allclose(found.latents[0], drawn.stored_latents[0, 0], atol=1e-5)
@@ -78,7 +78,7 @@ def test_an_edit_and_a_first_image_meet_in_the_steps_that_both_ran(sampler, base
 
 def test_each_image_is_drawn_under_the_adapter_it_was_made_with(sampler, base):
     other = {name: value + 0.5 for name, value in base.items()}
-    pair = Judged(id="0", winner=drawing(3, adapter="other"), loser=drawing(3))
+    pair = DrawnPair(id="0", winner=drawing(3, adapter="other"), loser=drawing(3))
     found = redraw(sampler, [pair], lambda key: other if key == "other" else base)
     np.testing.assert_array_equal(found.latents[0], found.latents[3])  # they start from the same noise
     assert np.abs(found.next_latents[0] - found.next_latents[3]).max() > 1e-3
@@ -91,7 +91,7 @@ def test_learning_leans_to_the_winners_and_the_base_leans_nowhere(sampler, base)
     assert judge(sampler, found, weights).wins.tolist() == [1.0, 1.0]
     assert figures["updates"] == 16.0 and figures["rows"] == 6.0 and figures["left_out"] == 0.0
     assert figures["loss"] < np.log(2)  # what a policy loses that leans nowhere
-    swapped = [Judged(id=vote.id, winner=vote.loser, loser=vote.winner) for vote in votes(2)]
+    swapped = [DrawnPair(id=vote.id, winner=vote.loser, loser=vote.winner) for vote in votes(2)]
     assert judge(sampler, redraw(sampler, swapped, lambda key: base), weights).wins.tolist() == [0.0, 0.0]
 
 
