@@ -17,7 +17,7 @@ def make_tiny_sd(path: str | Path, prediction_type: str = "epsilon", seed: int =
     StableDiffusionPipeline(
         unet=_unet(cross_attention_dim=WIDTH),
         vae=_vae(),
-        text_encoder=CLIPTextModel(text_config()).eval(),
+        text_encoder=CLIPTextModel(_text_config()).eval(),
         tokenizer=tokenizer(),
         scheduler=_scheduler(prediction_type),
         safety_checker=None,
@@ -38,8 +38,8 @@ def make_tiny_sdxl(path: str | Path, seed: int = 0) -> Path:
             projection_class_embeddings_input_dim=6 * 4 + WIDTH,
         ),
         vae=_vae(),
-        text_encoder=CLIPTextModel(text_config()).eval(),
-        text_encoder_2=CLIPTextModelWithProjection(text_config()).eval(),
+        text_encoder=CLIPTextModel(_text_config()).eval(),
+        text_encoder_2=CLIPTextModelWithProjection(_text_config()).eval(),
         tokenizer=tokenizer(),
         tokenizer_2=tokenizer(),
         scheduler=_scheduler("epsilon"),
@@ -52,7 +52,7 @@ def make_tiny_clip(path: str | Path, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     sizes = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2}
     vision = CLIPVisionConfig(image_size=16, patch_size=8, projection_dim=WIDTH, **sizes)
-    config = CLIPConfig(text_config=text_config().to_dict(), vision_config=vision.to_dict(), projection_dim=WIDTH)
+    config = CLIPConfig(text_config=_text_config().to_dict(), vision_config=vision.to_dict(), projection_dim=WIDTH)
     size = {"height": 16, "width": 16}
     for part in (CLIPModel(config).eval(), tokenizer(), CLIPImageProcessorPil(size=size, crop_size=size)):
         part.save_pretrained(path)
@@ -84,7 +84,7 @@ def _vae() -> AutoencoderKL:
     )
 
 
-def text_config() -> CLIPTextConfig:
+def _text_config() -> CLIPTextConfig:
     return CLIPTextConfig(
         vocab_size=2 * 256 + 2,
         hidden_size=WIDTH,

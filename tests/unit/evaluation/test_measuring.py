@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 from torchmetrics.functional.multimodal import clip_score
-from transformers import BlipConfig, BlipForImageTextRetrieval, CLIPConfig, CLIPModel
+from transformers import BlipConfig, BlipForImageTextRetrieval, CLIPModel
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -14,7 +14,7 @@ from omr_ray.config.run import DiffusersModel, RunConfig
 from omr_ray.evaluation.asked import Asked
 from omr_ray.evaluation.measuring import metric_from
 from omr_ray.types import UserError
-from tests.tiny import WIDTH, make_tiny_sd, text_config, tokenizer
+from tests.tiny import WIDTH, make_tiny_clip, make_tiny_sd, tokenizer
 
 SIDE = 16
 TEXTS = ["a red dress", "a hat at night", "shorts"]
@@ -44,20 +44,7 @@ def asked(images):
 
 @pytest.fixture(scope="module")
 def tiny_clip(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("clip")
-    vision = {
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "image_size": SIDE,
-        "patch_size": 8,
-    }
-    CLIPModel(CLIPConfig(text_config=text_config().to_dict(), vision_config=vision, projection_dim=WIDTH)).save_pretrained(path)
-    tokenizer().save_pretrained(path)
-    CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}).save_pretrained(path)
-    return path
+    return make_tiny_clip(tmp_path_factory.mktemp("clip") / "model")
 
 
 @pytest.fixture(scope="module")
