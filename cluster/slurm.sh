@@ -31,7 +31,8 @@ export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$PWD/.omr-ray-token-$SLURM_JOB_ID
 trap 'rm -f "$RAY_AUTH_TOKEN_PATH"' EXIT
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV=0 OMP_NUM_THREADS=1
 
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST") # read to its end: a pipe that is closed early would end the job
+head=${hosts[0]}
 ip=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | awk '{print $1}')
 port=$((20000 + SLURM_JOB_ID % 20000)) # two jobs may share a network, not a port
 

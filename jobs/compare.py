@@ -4,6 +4,7 @@
 
 "config" is the file as it stands; "supervised" is `omr-ray finetune` on the config of --finetune, and "supervised+config" goes on from
 its adapter. A run that is finished is not repeated, one that was cut off is resumed. All are compared with one evaluation of the base.
+The cool-down of the learning rate keeps its share of the steps.
 Intervals: 95%, paired bootstrap over dialogues, each averaged over the seeds: all seeds are judged on the same ones.
 """
 
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from omr_ray.config.run import RunConfig
 from omr_ray.evaluation import protocols
 from omr_ray.evaluation.results import Evaluation
 from omr_ray.tracking import read_metrics
@@ -62,6 +64,12 @@ def omr_ray(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "omr_ray.cli", *arguments], check=True, stdout=sys.stderr)
 
 
+def lasting(config: str, steps: int) -> list[str]:
+    """Overrides for a run of so many steps."""
+    asked = RunConfig.load(config)
+    return [f"steps={steps}", f"learner.cooldown_steps={asked.learner.cooldown_steps * steps // asked.steps}"]
+
+
 def rlhf(config: str, run: Path, base: Evaluation, overrides: Sequence[str]) -> tuple[Evaluation, float]:
     """Train, unless that is done; returns the evaluation after it and the seconds of all steps."""
     if not (run / "report.html").exists():
@@ -103,7 +111,7 @@ def main() -> None:
         outcomes = []
         for seed in options.seeds:
             run, start = options.out / f"{variant}-{seed}", options.out / f"supervised-{seed}"
-            overrides = [f"seed={seed}", *VARIANTS[variant], *([f"steps={steps[variant]}"] if variant in steps else [])]
+            overrides = [f"seed={seed}", *VARIANTS[variant], *(lasting(options.config, int(steps[variant])) if variant in steps else [])]
             spent = 0.0
             if variant.startswith("supervised"):
                 result, spent = supervised(options.config, options.finetune, start, seed)

@@ -70,7 +70,14 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = _command(commands, "evaluate", _evaluate, "judge a policy on held-out dialogues", config=True)
     evaluate.add_argument("--adapter", type=Path, help="adapter to judge, in any of the three exported forms (default: the base)")
-    evaluate.add_argument("--out", type=Path, required=True, help="directory for the result")
+    evaluate.add_argument(
+        "--protocol",
+        metavar="NAME",
+        help="a table or figure of the papers, or all; CONFIG is then a comparison, see configs/compare_atelier.yaml",
+    )
+    evaluate.add_argument(
+        "--out", required=True, help="directory for the result; with --protocol also s3://bucket/path or gs://bucket/path"
+    )
 
     finetune = _command(
         commands, "finetune", _finetune, "supervised training of the diffusion model on dialogues, under Ray Train", config=True
@@ -109,7 +116,20 @@ def _parser() -> argparse.ArgumentParser:
     serve = _command(commands, "serve", _serve, "the dialogue as a service, on Ray Serve", config=True)
     serve.add_argument("--build", type=Path, metavar="FILE", help="write the Serve YAML for a cluster instead of serving here")
     serve.add_argument("--new-key", metavar="OWNER", help="make an API key, print it and end")
+    _votes_commands(commands)
     return parser
+
+
+def _votes_commands(commands: Any) -> None:
+    votes = commands.add_parser("votes", help="what users and annotators of the service preferred: out as preference pairs, and in")
+    actions = votes.add_subparsers(metavar="ACTION", required=True)
+    export = _command(actions, "export", _votes_export, "write votes and annotations as preference pairs in Parquet", config=True)
+    export.add_argument("--out", type=Path, required=True, help="directory; `data look` and `reward train` read it")
+    export.add_argument("--label-studio", type=Path, metavar="FILE", help="also write everything as Label Studio's JSON")
+    import_ = _command(actions, "import", _votes_import, "put up the pairs of Label Studio's JSON, and keep its annotations")
+    import_.add_argument("config", type=Path, help="YAML file of the service")
+    import_.add_argument("file", type=Path, metavar="FILE", help="JSON that Label Studio exported, images inside")
+    import_.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted keys")
 
 
 def _reward_commands(commands: Any) -> None:
@@ -170,10 +190,26 @@ def _train(options: argparse.Namespace) -> dict:
 
 
 def _evaluate(options: argparse.Namespace) -> dict:
+    if options.protocol is not None:
+        return _compare(options)
     config = _config(options)
     from omr_ray.workers.launch import evaluate
 
-    return evaluate(config, options.out, adapter=options.adapter)
+    return evaluate(config, Path(options.out), adapter=options.adapter)
+
+
+def _compare(options: argparse.Namespace) -> dict:
+    from omr_ray.config.comparison import ComparisonConfig
+
+    if options.adapter is not None:
+        raise UserError("--adapter goes without --protocol; name the adapter under models of the comparison")
+    config = ComparisonConfig.load(options.config, options.overrides)
+    config.base()
+    from omr_ray.workers.comparison import compare
+
+    result = compare(config, options.out, protocol=options.protocol)
+    print(f"report: {result['report']}", file=sys.stderr)
+    return result
 
 
 def _finetune(options: argparse.Namespace) -> dict:
@@ -254,6 +290,30 @@ def _serve(options: argparse.Namespace) -> dict:
         print(f"key of {made['owner']}, shown once: {made['key']}", file=sys.stderr)
         return made
     return launch.run(config)
+
+
+def _votes_export(options: argparse.Namespace) -> dict:
+    from omr_ray.config.serve import ServeConfig
+
+    config = ServeConfig.load(options.config, options.overrides)
+    from omr_ray.serving.votes_export import export
+
+    result = export(config, options.out, options.label_studio)
+    print(f"{result['pairs']} pairs; left out: {result['tie']} ties, {result['both_bad']} both bad", file=sys.stderr)
+    return result
+
+
+def _votes_import(options: argparse.Namespace) -> dict:
+    from omr_ray.config.serve import ServeConfig
+
+    config = ServeConfig.load(options.config, options.overrides)
+    from omr_ray.serving.label_studio import read_file
+
+    result = read_file(config, options.file)
+    print(f"{result['pairs']} new pairs, {result['annotations']} annotations", file=sys.stderr)
+    for reason, count in result["reasons"].items():
+        print(f"{count} tasks not taken: {reason}", file=sys.stderr)
+    return result
 
 
 def _data_build(options: argparse.Namespace) -> dict:

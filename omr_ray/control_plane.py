@@ -237,7 +237,7 @@ class SimulatedRuntime:
         self._rng = np.random.default_rng(0)
         self._store = Store()
 
-    def starter(self, pool: PoolName, worker: type, config: RunConfig) -> Callable[[int], Any]:
+    def starter(self, pool: PoolName, worker: type, config: RunConfig, *first: Any) -> Callable[[int], Any]:
         return lambda index: (pool, index)
 
     def call(self, handle: Any, method: str, args: Sequence[Any]) -> int:

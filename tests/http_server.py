@@ -58,8 +58,8 @@ def server(*answers):
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            requests.append(Request(time.monotonic(), self.path, self.headers, body))
+            self.body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            requests.append(Request(time.monotonic(), self.path, self.headers, self.body))
             with suppress(OSError):  # the client has had enough
                 answers[min(len(requests), len(answers)) - 1](self)
             self.close_connection = True

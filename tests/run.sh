@@ -13,6 +13,8 @@ fi
 source jobs/environment.sh
 # The service is tested on a real PostgreSQL server.
 ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { apt-get update -qq && apt-get install -y -qq postgresql; } >&2
+# The pages are tested in Debian's Chromium.
+command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium; } >&2
 bin=.venv/bin
 if [ $# -eq 0 ] || [ "$1" = slow ]; then
   $bin/ruff check . && $bin/ruff format --check . && $bin/mypy

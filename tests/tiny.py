@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionConfig
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 WIDTH = 16  # of a text encoder
 TOKENS = 16
@@ -17,7 +18,7 @@ def make_tiny_sd(path: str | Path, prediction_type: str = "epsilon", seed: int =
         unet=_unet(cross_attention_dim=WIDTH),
         vae=_vae(),
         text_encoder=CLIPTextModel(_text_config()).eval(),
-        tokenizer=_tokenizer(),
+        tokenizer=tokenizer(),
         scheduler=_scheduler(prediction_type),
         safety_checker=None,
         feature_extractor=None,
@@ -39,10 +40,22 @@ def make_tiny_sdxl(path: str | Path, seed: int = 0) -> Path:
         vae=_vae(),
         text_encoder=CLIPTextModel(_text_config()).eval(),
         text_encoder_2=CLIPTextModelWithProjection(_text_config()).eval(),
-        tokenizer=_tokenizer(),
-        tokenizer_2=_tokenizer(),
+        tokenizer=tokenizer(),
+        tokenizer_2=tokenizer(),
         scheduler=_scheduler("epsilon"),
     ).save_pretrained(path)
+    return Path(path)
+
+
+def make_tiny_clip(path: str | Path, seed: int = 0) -> Path:
+    """A CLIPModel with vectors of 16 numbers, its tokenizer and its image processor."""
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = CLIPVisionConfig(image_size=16, patch_size=8, projection_dim=WIDTH, **sizes)
+    config = CLIPConfig(text_config=_text_config().to_dict(), vision_config=vision.to_dict(), projection_dim=WIDTH)
+    size = {"height": 16, "width": 16}
+    for part in (CLIPModel(config).eval(), tokenizer(), CLIPImageProcessorPil(size=size, crop_size=size)):
+        part.save_pretrained(path)
     return Path(path)
 
 
@@ -86,7 +99,7 @@ def _text_config() -> CLIPTextConfig:
     )
 
 
-def _tokenizer() -> CLIPTokenizer:
+def tokenizer() -> CLIPTokenizer:
     """A byte-level CLIP tokenizer without merges: one token a letter."""
     letters = _byte_letters()
     vocabulary = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]

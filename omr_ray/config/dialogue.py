@@ -91,6 +91,17 @@ class FeedbackReflection(Config):
     )
 
 
+class AdaptiveOptimization(Config):
+    """How votes become an adapter (TDRI section 3.2.3, eq. 7)."""
+
+    votes: PositiveInt = Field(40, description="new ones that start an update")
+    passes: PositiveInt = Field(3, description="over the votes of an update")
+    beta: PositiveFloat = Field(1000.0, description="of eq. 7, where log-probabilities are means over a latent's dimensions")
+    learning_rate: PositiveFloat = 3e-4
+    batch: PositiveInt = Field(32, description="stored steps of an optimizer step")
+    held_out: float = Field(0.2, gt=0, lt=1, description="share of the votes that are not learned from, but judge what was")
+
+
 class DialogueConfig(Config):
     """The whole of TDRI's interactive side, without the network that paints."""
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from omr_ray.config.dialogue import DialogueConfig
+from omr_ray.config.dialogue import AdaptiveOptimization, DialogueConfig
 from omr_ray.config.generation import AttendAndExcite, Pose
 from omr_ray.config.reading import Config
-from omr_ray.config.run import Actors, AtelierModel, Lora, Model, Sampler
+from omr_ray.config.run import Actor, Actors, AtelierModel, Lora, Model, Sampler
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+# Keys that may name a directory or file of this machine, or something of a hub, or of the embedded world.
+MAYBE_PATHS = ("model.path", "model.controlnet", "lora.start", "clip", "dialogue.language.path", "pose.estimator.path")
 
 
 class Painting(Config):
@@ -51,6 +55,7 @@ class Limits(Config):
 
     requests_per_minute: PositiveInt = Field(60, description="of those that make something")
     concurrent_rounds: PositiveInt = 4
+    images_wait_s: PositiveFloat = Field(600.0, description="that a request of the OpenAI API waits for its images")
     body_bytes: PositiveInt = Field(256 * 1024, description="of a request without an image")
     image_bytes: PositiveInt = 16 * 2**20
     image_pixels: PositiveInt = Field(4096 * 4096, description="that an uploaded image may have when it is opened")
@@ -63,6 +68,7 @@ class Replicas(Config):
     rounds: Actors = Actors(num_cpus=0.25)
     diffusion: Actors = Actors()
     language: Actors = Actors(num_cpus=0.5)
+    updates: Actor = Actor(num_cpus=0.5)  # for as long as one lasts
     rounds_at_once: PositiveInt = Field(8, description="of one `rounds` process")
     lease_s: float = Field(15.0, ge=3, description="after this time without a sign of life, another process goes on with a round")
     answer_timeout_s: PositiveFloat = Field(300.0, description="limit of one call of a model")
@@ -78,6 +84,7 @@ class ServeConfig(Config):
     pose: Pose | None = Field(None, description="let the first image's pose lead the later ones; needs model.controlnet")
     attention: AttendAndExcite | None = None
     dialogue: DialogueConfig = DialogueConfig()
+    updates: AdaptiveOptimization | None = Field(None, description="let votes teach adapters; null only keeps the votes")
     clip: str = Field("atelier", description="compares texts (TDRI eq. 5): a directory or hub id; atelier is the embedded one")
     database: str = Field("sqlite:///runs/serve/service.db", description="or postgresql+psycopg://USER@HOST/NAME, for several machines")
     images: str = Field("runs/serve/images", description="directory, s3:// or gs://")
@@ -88,7 +95,31 @@ class ServeConfig(Config):
     replicas: Replicas = Replicas()
 
     @model_validator(mode="after")
+    def updates_can_draw_again(self) -> ServeConfig:
+        if self.updates is not None and (self.pose is not None or self.attention is not None):
+            raise ValueError("updates draw images again from prompt and seed alone; leave out pose and attention, or updates")
+        return self
+
+    @model_validator(mode="after")
     def a_pose_needs_its_network(self) -> ServeConfig:
         if self.pose is not None and self.model.controlnet is None:
             raise ValueError("pose needs model.controlnet, which reads it; set that too, or leave pose out")
         return self
+
+    def with_absolute_paths(self) -> ServeConfig:
+        """Relative paths as they are meant in the working directory: each process of the service may have another one."""
+        values = self.model_dump()
+        values["database"] = re.sub(
+            r"^(sqlite\b[^:]*:///)([^/:].*)", lambda found: found[1] + str(Path(found[2]).absolute()), self.database
+        )
+        values["images"] = self.images if "://" in self.images else str(Path(self.images).absolute())
+        values["adapters"] = str(Path(self.adapters).absolute())
+        for key in MAYBE_PATHS:
+            *sections, name = key.split(".")
+            section: Any = values
+            for each in sections:
+                section = (section or {}).get(each)
+            value = (section or {}).get(name)
+            if value is not None and Path(value).exists():
+                section[name] = str(Path(value).absolute())
+        return ServeConfig.model_validate(values)

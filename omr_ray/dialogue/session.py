@@ -36,6 +36,10 @@ _AFTER = {"prompt": "modality", "image": "prompt", "scores": "image", "ambiguity
 _ONLY_IN = {"prompt": "picture", "reply": "words"}
 
 
+class UnknownRound(UserError):
+    """The session has no such round."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionRound:
     """One turn: what the user said, and what became of it. Fields that are None are not known yet.
@@ -101,7 +105,7 @@ class Session:
 
     def round(self, id: int) -> SessionRound:
         if not 1 <= id <= len(self.rounds):
-            raise UserError(f"session {self.id}: there is no round {id}, it has {len(self.rounds)}; list them and take one of those")
+            raise UnknownRound(f"session {self.id}: there is no round {id}, it has {len(self.rounds)}; list them and take one of those")
         return self.rounds[id - 1]
 
     def path(self, id: int | None) -> tuple[SessionRound, ...]:

@@ -65,9 +65,9 @@ def lines(series: Series, *, x: str, y: str = "", colors: Mapping[str, str] | No
                 marker="o" if len(xs) <= 12 else "",
                 markersize=3.5,
             )
-        _finish(axes, x, y, len(series))
+        finish(axes, x, y, len(series))
 
-    return _svg(draw, size)
+    return inline_svg(draw, size)
 
 
 def bars(series: Series, *, x: str, y: str = "", colors: Mapping[str, str] | None = None, ticks: Mapping[float, str] | None = None) -> str:
@@ -80,9 +80,9 @@ def bars(series: Series, *, x: str, y: str = "", colors: Mapping[str, str] | Non
             axes.bar(np.asarray(xs) + offset, ys, width * 0.94, color=(colors or {}).get(name), label=name)
         if ticks:
             axes.set_xticks(list(ticks), list(ticks.values()))
-        _finish(axes, x, y, len(series))
+        finish(axes, x, y, len(series))
 
-    return _svg(draw, (4.4, 2.6))
+    return inline_svg(draw, (4.4, 2.6))
 
 
 def histogram(values: Sequence[float], *, x: str, y: str, bins: int = 24) -> str:
@@ -90,9 +90,9 @@ def histogram(values: Sequence[float], *, x: str, y: str, bins: int = 24) -> str
 
     def draw(axes: Axes) -> None:
         axes.hist(values, bins, color=ROUND_COLORS[0], rwidth=0.92)
-        _finish(axes, x, y, 1)
+        finish(axes, x, y, 1)
 
-    return _svg(draw, (4.4, 2.6))
+    return inline_svg(draw, (4.4, 2.6))
 
 
 def stacked(steps: Sequence[float], parts: Mapping[str, Sequence[float]], *, x: str, y: str, most_bars: int = 60) -> str:
@@ -107,9 +107,9 @@ def stacked(steps: Sequence[float], parts: Mapping[str, Sequence[float]], *, x: 
             heights = np.array([np.mean(np.nan_to_num(np.asarray(values, dtype=float))[group]) for group in groups])
             axes.bar(places, heights, width, bottom=floor, color=ROUND_COLORS[index % len(ROUND_COLORS)], label=name)
             floor += heights
-        _finish(axes, x, y, len(parts))
+        finish(axes, x, y, len(parts))
 
-    return _svg(draw, (9.2, 2.8))
+    return inline_svg(draw, (9.2, 2.8))
 
 
 def outcomes(shares: Mapping[str, tuple[int, int, int]]) -> str:
@@ -127,9 +127,9 @@ def outcomes(shares: Mapping[str, tuple[int, int, int]]) -> str:
         axes.invert_yaxis()
         axes.set_xlim(0, 1)
         axes.xaxis.set_major_locator(FixedLocator((0, 0.25, 0.5, 0.75, 1)))
-        _finish(axes, "share of prompts", "", 3)
+        finish(axes, "share of prompts", "", 3)
 
-    return _svg(draw, (4.4, 0.9 + 0.28 * len(shares)))
+    return inline_svg(draw, (4.4, 0.9 + 0.28 * len(shares)))
 
 
 def surface(x: Scale, y: Scale, heights: Sequence[float], *, best: int, label: str) -> str:
@@ -147,9 +147,9 @@ def surface(x: Scale, y: Scale, heights: Sequence[float], *, best: int, label: s
         axes.scatter(x.values, y.values, 14, color="white", edgecolors="black", linewidths=0.6)
         axes.scatter(x.values[best], y.values[best], 70, marker="*", color=ROUND_COLORS[3], edgecolors="white", linewidths=0.6)
         _scales(axes, x, y)
-        _finish(axes, x.name, y.name, 1)
+        finish(axes, x.name, y.name, 1)
 
-    return _svg(draw, (4.4, 3.2))
+    return inline_svg(draw, (4.4, 3.2))
 
 
 def scatter(x: Scale, y: Scale, *, marked: Sequence[bool], joined: bool = False) -> str:
@@ -164,9 +164,9 @@ def scatter(x: Scale, y: Scale, *, marked: Sequence[bool], joined: bool = False)
             order = np.flatnonzero(chosen)[np.argsort(x.values[chosen])]
             axes.plot(x.values[order], y.values[order], color=ROUND_COLORS[3], linewidth=1, linestyle="--")
         _scales(axes, x, y)
-        _finish(axes, x.name, y.name, 1)
+        finish(axes, x.name, y.name, 1)
 
-    return _svg(draw, (4.4, 2.8))
+    return inline_svg(draw, (4.4, 2.8))
 
 
 def forest(rows: Mapping[str, Interval], *, x: str) -> str:
@@ -179,9 +179,9 @@ def forest(rows: Mapping[str, Interval], *, x: str) -> str:
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
-        _finish(axes, x, "", 1)
+        finish(axes, x, "", 1)
 
-    return _svg(draw, (4.4, 0.9 + 0.26 * len(rows)))
+    return inline_svg(draw, (4.4, 0.9 + 0.26 * len(rows)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +222,8 @@ def running_mean(values: Sequence[float], window: int) -> np.ndarray:
     return np.divide(totals, counts, out=np.full(len(known), np.nan), where=counts > 0)
 
 
-def _finish(axes: Axes, x: str, y: str, series: int) -> None:
+def finish(axes: Axes, x: str, y: str, series: int) -> None:
+    """Labels, and a legend above the axes where there are several series."""
     axes.set_xlabel(x)
     if y:
         axes.set_ylabel(y)
@@ -238,7 +239,8 @@ def _scales(axes: Axes, x: Scale, y: Scale) -> None:
             getattr(axes, f"{letter}axis").set_major_locator(MaxNLocator(nbins=5))
 
 
-def _svg(draw: Callable[[Axes], None], size: tuple[float, float]) -> str:
+def inline_svg(draw: Callable[[Axes], None], size: tuple[float, float]) -> str:
+    """What `draw` puts on axes of `size` inches, as one <svg> element."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()

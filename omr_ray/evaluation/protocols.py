@@ -10,16 +10,16 @@ Everything is called through plain callables, so that tests run it without model
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from omr_ray.atelier import world
-from omr_ray.dialogue.simulated_user import SimulatedUser, wrong_aspects
+from omr_ray.dialogue.simulated_user import wrong_aspects
 from omr_ray.evaluation import metrics
+from omr_ray.evaluation.generating import Generate, sessions
 from omr_ray.evaluation.metrics import Interval
 from omr_ray.evaluation.results import Comparison, Evaluation, HeldOut, RoundsToIntent, SheetRound, SheetRow, load, save
 from omr_ray.rewards.consistency import consistency_credits
@@ -45,15 +45,6 @@ __all__ = [
 BOOTSTRAP_SAMPLES, BOOTSTRAP_SEED = 10_000, 0
 
 Preferences = Sequence[Sequence[Sequence[float | None]]]  # [D][R][G]
-
-
-class Generate(Protocol):
-    """One round for N samples: from noise, or by editing `from_latents` noised to `strength`."""
-
-    def __call__(
-        self, prompts: Sequence[str], *, seeds: Sequence[int], from_latents: Any = None, strength: float = 1.0
-    ) -> tuple[np.ndarray, Any]:
-        """Returns images u8 [N H W 3] and final latents [N C H W]."""
 
 
 class Oracle(Protocol):
@@ -133,24 +124,9 @@ def rounds_to_intent(
     Every dialogue is held `siblings` times with different noise. Round 1 starts from noise under the dialogue's first
     prompt; later rounds edit the last image under a prompt that has grown by what the user found wrong.
     """
-    users = [SimulatedUser.of(dialogue, world) for dialogue in dialogues for _ in range(siblings)]
-    _refuse_empty_intents(dialogues, users[::siblings])
-    names = [(dialogue.id, sibling) for dialogue in dialogues for sibling in range(siblings)]
-    matches = np.zeros((len(users), max_rounds), dtype=bool)
-    active, latents = list(range(len(users))), None
-    for round_ in range(1, max_rounds + 1):
-        tau = 1.0 if round_ == 1 else strength[min(round_ - 2, len(strength) - 1)]
-        seeds = [_derived(seed, *names[i], round_) for i in active]
-        images, latents = generate([users[i].prompt for i in active], seeds=seeds, from_latents=latents, strength=tau)
-        going_on = []
-        for row, (i, seen) in enumerate(zip(active, read(images), strict=True)):
-            matches[i, round_ - 1] = users[i].satisfied(seen)
-            if not matches[i, round_ - 1]:
-                users[i] = users[i].look(seen, np.random.default_rng(seeds[row]))
-                going_on.append(row)
-        if not going_on:
-            break
-        active, latents = [active[row] for row in going_on], latents[going_on]
+    matches = np.zeros((len(dialogues) * siblings, max_rounds), dtype=bool)
+    for turn in sessions(generate, read, dialogues, max_rounds, seed, strength=strength, siblings=siblings):
+        matches[turn.session, turn.round - 1] = turn.satisfied
     rounds = metrics.rounds_to_intent(matches).reshape(len(dialogues), siblings)
     return RoundsToIntent(dialogues=tuple(dialogue.id for dialogue in dialogues), rounds=rounds, max_rounds=max_rounds)
 
@@ -240,19 +216,6 @@ def _mean(values: Sequence[float] | np.ndarray) -> float:
     known = np.asarray(values, dtype=np.float64)
     known = known[np.isfinite(known)]
     return float(known.mean()) if known.size else float("nan")
-
-
-def _derived(seed: int, dialogue: str, sibling: int, round_: int) -> int:
-    """A 63-bit seed of one session and round, the same for every policy that is judged."""
-    digest = hashlib.sha256(f"{seed}/{dialogue}/{sibling}/{round_}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
-def _refuse_empty_intents(dialogues: Sequence[Dialogue], users: Sequence[SimulatedUser]) -> None:
-    for dialogue, user in zip(dialogues, users, strict=True):
-        if not user.target:
-            said = f"dialogue {dialogue.id!r}: intent {dialogue.intent!r:.60} names no aspect that can be judged"
-            raise UserError(f"{said}; name some, for example a color")
 
 
 def _sheet_row(rollout: Rollout, oracle: Oracle | None) -> SheetRow:

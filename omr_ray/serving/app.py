@@ -1,6 +1,7 @@
 """The deployments: thin shells around what does the work.
 
     web (HTTP, the store) ──store──► rounds (Conductor) ──► diffusion (Painter), language (LanguageModel and CLIP)
+                            store──► updates (UpdateKeeper) ──► a task for each update of an adapter (Updater)
 
 The web and the rounds share nothing but the store: a round that is stored is taken on by whichever process is free.
 """
@@ -10,13 +11,12 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from ray import serve
-from ray.exceptions import RayActorError, RayTaskError
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
@@ -25,13 +25,17 @@ from omr_ray.config.run import Actors
 from omr_ray.config.serve import ServeConfig
 from omr_ray.dialogue.engine import Cancelled, Commission, Picture
 from omr_ray.serving.conductor import Conductor
+from omr_ray.serving.remote import RemoteModels
 from omr_ray.serving.store.database import Database
 from omr_ray.vlm.engine import Conversation
 
-PAINT_ATTEMPTS = 4  # of a commission whose process died; the same seed gives the same image
+AT_ONCE = 64  # calls of one process of the language side, or of the rounds
+HEALTH_PERIOD_S = 2  # a process that has died is replaced after this
+HEALTH_TIMEOUT_S = 60
+SHUTDOWN_S = 10  # that a process gets for what it has begun; a page that stays open never ends its stream of events
 
 
-@serve.deployment(max_ongoing_requests=64)
+@serve.deployment(max_ongoing_requests=AT_ONCE)
 class Language:
     """The language model, and CLIP's text side."""
 
@@ -43,12 +47,15 @@ class Language:
         device = device_for(actors, "language")
         self._language = language_model_from(config.dialogue.language, device, actors.threads)
         self._clip = Clip.from_pretrained(shipped("clip") if config.clip == "atelier" else config.clip, device)
+        self._speaking = ThreadPoolExecutor(AT_ONCE)  # most wait for a server, or for the model's lock
+        self._embedding = ThreadPoolExecutor(1)  # a tokenizer must not be used by two threads at once
 
     async def complete(self, conversations: Sequence[Conversation], max_tokens: int) -> list[str]:
-        return await asyncio.to_thread(self._language.complete, conversations, max_tokens=max_tokens)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._speaking, lambda: self._language.complete(conversations, max_tokens=max_tokens))
 
     async def embed(self, texts: Sequence[str]) -> np.ndarray:
-        return (await asyncio.to_thread(self._clip.embed_texts, texts)).numpy()
+        return (await asyncio.get_running_loop().run_in_executor(self._embedding, self._clip.embed_texts, texts)).numpy()
 
 
 @serve.deployment(max_ongoing_requests=2)
@@ -61,7 +68,8 @@ class Diffusion:
 
         actors = config.replicas.diffusion
         self._painter = Painter(config, device_for(actors, "diffusion"), actors.threads)
-        self._pool = ThreadPoolExecutor(1)
+        self._pool, self._longest_step_s = ThreadPoolExecutor(1), config.replicas.answer_timeout_s
+        self._step_begun: float | None = None  # None while nothing is painted
         first = Commission(prompt="", seed=0, strength=1.0, parent=None, pose_from=None, context=np.zeros(1, np.float32), adapter=None)
         self._painter.paint(first, lambda step, steps, preview: None)
 
@@ -72,9 +80,17 @@ class Diffusion:
         def watch(*step: Any) -> None:
             if stop.is_set():
                 raise Cancelled
+            self._step_begun = time.monotonic()
             loop.call_soon_threadsafe(told.put_nowait, step)
 
-        painted = loop.run_in_executor(self._pool, self._painter.paint, commission, watch)
+        def work() -> Picture:
+            self._step_begun = time.monotonic()
+            try:
+                return self._painter.paint(commission, watch)
+            finally:
+                self._step_begun = None
+
+        painted = loop.run_in_executor(self._pool, work)
         painted.add_done_callback(lambda _: told.put_nowait(None))
         try:
             while (step := await told.get()) is not None:
@@ -82,97 +98,79 @@ class Diffusion:
             yield painted.result()
         finally:
             stop.set()
+            painted.cancel()  # one that has not begun never does
 
-    async def ready(self) -> bool:
-        return True
-
-
-class RemoteModels:
-    """The models behind their handles, as the Conductor asks for them, from threads of its own."""
-
-    def __init__(self, language: DeploymentHandle, diffusion: DeploymentHandle, timeout_s: float) -> None:
-        self._language, self._diffusion, self._timeout_s = language, diffusion, timeout_s
-
-    def complete(self, conversations: Sequence[Conversation], *, max_tokens: int) -> list[str]:
-        return _cause(lambda: self._language.complete.remote(conversations, max_tokens).result(timeout_s=self._timeout_s))
-
-    def embed(self, texts: Sequence[str]) -> np.ndarray:
-        return self._language.embed.remote(texts).result(timeout_s=self._timeout_s)
-
-    def paint(self, commission: Commission, watch: Callable[..., None], stop: threading.Event) -> Picture:
-        for attempt in range(1, PAINT_ATTEMPTS + 1):
-            try:
-                return _cause(lambda: self._paint_once(commission, watch, stop))
-            except RayActorError:
-                if attempt == PAINT_ATTEMPTS:
-                    raise
-                time.sleep(attempt)
-        raise AssertionError
-
-    def _paint_once(self, commission: Commission, watch: Callable[..., None], stop: threading.Event) -> Picture:
-        stream: Any = self._diffusion.options(stream=True).paint.remote(commission)
-        over = threading.Event()
-
-        def cancel_when_told() -> None:
-            while not over.wait(0.1):
-                if stop.is_set():
-                    stream.cancel()
-                    return
-
-        threading.Thread(target=cancel_when_told, daemon=True).start()
-        try:
-            for told in stream:
-                if isinstance(told, Picture):
-                    return told
-                watch(*told)
-        except RayActorError:
-            raise
-        except BaseException as error:
-            stream.cancel()
-            if stop.is_set():
-                raise Cancelled from error
-            raise
-        finally:
-            over.set()
-        raise Cancelled
+    def check_health(self) -> None:
+        begun = self._step_begun
+        if begun is not None and time.monotonic() - begun > self._longest_step_s:
+            raise RuntimeError(f"a step of an image takes more than {self._longest_step_s:g} s")
 
 
-@serve.deployment(max_ongoing_requests=64)
+@serve.deployment(max_ongoing_requests=AT_ONCE)
 class Rounds:
     def __init__(self, config: ServeConfig, language: DeploymentHandle, diffusion: DeploymentHandle) -> None:
         self._conductor = Conductor(config, RemoteModels(language, diffusion, config.replicas.answer_timeout_s))
-        self._diffusion = diffusion
 
     def check_health(self) -> None:
         if not self._conductor.alive():
             raise RuntimeError("a thread of the conductor has ended")
-
-    async def ready(self) -> bool:
-        return bool(await self._diffusion.ready.remote())
 
     def __del__(self) -> None:
         if hasattr(self, "_conductor"):
             self._conductor.close()
 
 
+@serve.deployment
+class Updates:
+    """Light itself: what it starts has the resources of `replicas.updates`."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        from omr_ray.serving.update_keeper import UpdateKeeper
+
+        self._keeper = UpdateKeeper(config)
+
+    def check_health(self) -> None:
+        if not self._keeper.alive():
+            raise RuntimeError("the thread that keeps updates has ended")
+
+    def __del__(self) -> None:
+        if hasattr(self, "_keeper"):
+            self._keeper.close()
+
+
 @serve.deployment(max_ongoing_requests=512)
 @serve.ingress()
 class Web:
-    def __init__(self, config: ServeConfig, rounds: DeploymentHandle) -> None:
-        self._config, self._rounds = config, rounds
+    """The routes. It asks nothing of `others`, which belong to the application because they are bound here."""
+
+    def __init__(self, config: ServeConfig, *others: DeploymentHandle) -> None:
+        self._config = config
 
     def __serve_build_asgi_app__(self) -> Any:
         from omr_ray.serving.api import create_api
 
+        application = serve.get_replica_context().app_name
+
         async def ready() -> bool:
-            return bool(await asyncio.wait_for(self._rounds.ready.remote(), 10))
+            return await asyncio.wait_for(asyncio.to_thread(_check_all_run, application), 10)
 
         return create_api(self._config, ready)
 
 
+def _check_all_run(application: str) -> bool:
+    """Raises RuntimeError where a deployment has no process that is ready: one that paints has painted an image by then.
+
+    Serve's controller is asked: a process may be busy for longer than somebody who asks for readiness waits.
+    """
+    for name, deployment in serve.status().applications[application].deployments.items():
+        if not any(count for state, count in deployment.replica_states.items() if state == "RUNNING"):
+            raise RuntimeError(f"no process of {name} is ready")
+    return True
+
+
 def build(arguments: dict[str, Any]) -> Application:
     """The application of a config, as `serve run`, `serve deploy` and a RayService make it. Brings the tables up to date."""
-    config = ServeConfig.model_validate(arguments)
+    config = ServeConfig.model_validate(arguments).with_absolute_paths()
     database = Database(config.database)
     database.migrate()
     database.close()
@@ -180,18 +178,16 @@ def build(arguments: dict[str, Any]) -> Application:
     language = _sized(Language, replicas.language).bind(config)
     diffusion = _sized(Diffusion, replicas.diffusion).bind(config)
     rounds = _sized(Rounds, replicas.rounds).bind(config, language, diffusion)
-    return _sized(Web, replicas.web).bind(config, rounds)
+    others = [rounds] if config.updates is None else [rounds, _sized(Updates, replicas.rounds.model_copy(update={"count": 1})).bind(config)]
+    return _sized(Web, replicas.web).bind(config, *others)
 
 
 def _sized(deployment: Any, actors: Actors) -> Any:
     environment = {"OMP_NUM_THREADS": str(actors.threads)}
-    options = {"num_cpus": actors.num_cpus, "num_gpus": actors.num_gpus, "runtime_env": {"env_vars": environment}}
-    return deployment.options(num_replicas=actors.count, ray_actor_options=options)
-
-
-def _cause(call: Callable[[], Any]) -> Any:
-    """What a remote call raised itself, so that the engine can tell a user's fault from ours."""
-    try:
-        return call()
-    except RayTaskError as error:
-        raise error.cause if isinstance(error.cause, Exception) else error from None
+    return deployment.options(
+        num_replicas=actors.count,
+        ray_actor_options={"num_cpus": actors.num_cpus, "num_gpus": actors.num_gpus, "runtime_env": {"env_vars": environment}},
+        health_check_period_s=HEALTH_PERIOD_S,
+        health_check_timeout_s=HEALTH_TIMEOUT_S,
+        graceful_shutdown_timeout_s=SHUTDOWN_S,
+    )

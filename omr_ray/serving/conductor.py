@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -13,17 +15,20 @@ import numpy as np
 from omr_ray.config.serve import ServeConfig
 from omr_ray.dialogue.engine import Cancelled, Commission, DialogueEngine, Picture
 from omr_ray.dialogue.session import SessionRound
+from omr_ray.serving.adapters import pinned
 from omr_ray.serving.events import Preview, Progress
 from omr_ray.serving.pictures import PictureStore, to_base64
 from omr_ray.serving.store import queue, sessions
 from omr_ray.serving.store.database import Database
 from omr_ray.serving.store.queue import Claim, Lost
 from omr_ray.serving.store.sessions import NotFound
+from omr_ray.types import UserError
 from omr_ray.vlm.engine import Conversation
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.1
+CLOSING_S = 5
 MOST_ATTEMPTS = 3  # of one round; one that kills whoever takes it on must not go round for ever
 
 
@@ -45,6 +50,7 @@ class Conductor:
         self._database, self._pictures = Database(config.database), PictureStore(config.images)
         self._holder, self._over = uuid.uuid4().hex, threading.Event()
         self._stops: dict[int, threading.Event] = {}  # by row
+        self._looking = threading.Lock()
         count = config.replicas.rounds_at_once
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(count)]
         self._threads.append(threading.Thread(target=self._keep_leases, daemon=True))
@@ -55,22 +61,35 @@ class Conductor:
         return all(thread.is_alive() for thread in self._threads)
 
     def close(self) -> None:
+        """Rounds that are being worked on are given back, if that is done within a few seconds; others find them by their leases."""
         self._over.set()
         for stop in list(self._stops.values()):
             stop.set()
+        limit = time.monotonic() + CLOSING_S
+        for thread in self._threads:
+            thread.join(max(0.0, limit - time.monotonic()))
 
     def _work(self) -> None:
-        while not self._over.is_set():
+        while (claimed := self._next()) is not None:
             try:
-                with self._database.write() as transaction:
-                    claimed = queue.claim(transaction, self._holder, self._config.replicas.lease_s)
-                if claimed is not None:
-                    self._conduct(claimed)
-                    continue
-            except Exception:  # a database that is away for a while comes back
-                logger.exception("no round could be taken on")
-                self._over.wait(1)
-            self._over.wait(POLL_S)
+                self._conduct(claimed)
+            except Exception:  # a database that is away for a while comes back; the lease runs out meanwhile
+                logger.exception("round %d of session %s could not be gone on with", claimed.round, claimed.session)
+
+    def _next(self) -> Claim | None:
+        """A round to work on; None when it is over. One thread looks for all: the more often, the busier the database."""
+        with self._looking:
+            while not self._over.is_set():
+                try:
+                    with self._database.write() as transaction:
+                        claimed = queue.claim(transaction, self._holder, self._config.replicas.lease_s)
+                    if claimed is not None:
+                        return claimed
+                except Exception:
+                    logger.exception("no round could be taken on")
+                    self._over.wait(1)
+                self._over.wait(POLL_S)
+        return None
 
     def _conduct(self, claimed: Claim) -> None:
         stop = self._stops[claimed.row] = threading.Event()
@@ -109,15 +128,14 @@ class Conductor:
 
     def _engine(self, claimed: Claim, stop: threading.Event) -> DialogueEngine:
         def watch(step: int, steps: int, preview: np.ndarray | None) -> None:
-            with self._database.write() as transaction:
-                queue.check(transaction, claimed)
-                progress = Progress(round=claimed.round, step=step, steps=steps)
-                sessions.tell(transaction, claimed.session, "progress", claimed.round, progress)
-                if preview is not None:
-                    shown = Preview(round=claimed.round, step=step, b64_json=to_base64(preview))
-                    sessions.tell(transaction, claimed.session, "preview", claimed.round, shown)
+            try:
+                self._tell(claimed, step, steps, preview)
+            except UserError:  # a database that is away: the image is made all the same
+                logger.exception("step %d of round %d of session %s is not told", step, claimed.round, claimed.session)
 
         def paint(commission: Commission) -> Picture:
+            if commission.adapter is not None:
+                commission = replace(commission, adapter=pinned(commission.adapter, claimed.adapter_sha256))
             try:
                 return self._models.paint(commission, watch, stop)
             except Lost:
@@ -131,6 +149,16 @@ class Conductor:
             similarity=self._similarity,
             config=self._config.dialogue,
         )
+
+    def _tell(self, claimed: Claim, step: int, steps: int, preview: np.ndarray | None) -> None:
+        """Raises Lost, and UserError where the database cannot be used."""
+        with self._database.write() as transaction:
+            queue.check(transaction, claimed)
+            progress = Progress(round=claimed.round, step=step, steps=steps)
+            sessions.tell(transaction, claimed.session, "progress", claimed.round, progress)
+            if preview is not None:
+                shown = Preview(round=claimed.round, step=step, b64_json=to_base64(preview))
+                sessions.tell(transaction, claimed.session, "preview", claimed.round, shown)
 
     def _similarity(self, wanted: Sequence[str], shown: Sequence[str]) -> np.ndarray:
         """Cosines of unit vectors (TDRI eq. 5), f64 [N]."""

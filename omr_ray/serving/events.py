@@ -35,3 +35,4 @@ class Preview(Schema):
 class Done(Schema):
     round: int
     status: Status
+    seconds: float  # since it was stored

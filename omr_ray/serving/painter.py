@@ -16,7 +16,7 @@ from omr_ray.diffusion.attend_and_excite import AttendAndExcite
 from omr_ray.diffusion.generation import generate_guided
 from omr_ray.diffusion.pose import heat_maps
 from omr_ray.loading import policy_from, pose_estimator_from, sampler_from
-from omr_ray.serving.adapters import AdapterCache
+from omr_ray.serving.adapters import AdapterCache, Held
 
 Watch = Callable[[int, int, np.ndarray | None], None]  # step, steps, and a preview u8 [H W 3] where there is one; may raise
 
@@ -33,17 +33,17 @@ class Painter:
         self._pose = None if config.pose is None else pose_estimator_from(config.pose.estimator, device)
         self._attention = None if config.attention is None else AttendAndExcite(self._policy, **config.attention.model_dump())
         self._adapters = AdapterCache(config.adapters, rank=config.lora.rank, alpha=config.lora.alpha, kept=config.adapters_kept)
-        self._own = self._policy.lora_weights()
-        self._worn: str | None = None
+        self._own = Held(sha256="", weights=self._policy.lora_weights())
+        self._worn = self._own.sha256
         self._lock = threading.Lock()
 
     def paint(self, commission: Commission, watch: Watch) -> Picture:
         """The same commission gives the same picture, whatever was painted before. Raises UserError, and what `watch` raises."""
         held: Any = self._adapters.held(commission.adapter) if commission.adapter else nullcontext(self._own)
-        with self._lock, held as weights:
-            if commission.adapter != self._worn:
-                self._policy.load_lora(weights)
-                self._worn = commission.adapter
+        with self._lock, held as adapter:
+            if adapter.sha256 != self._worn:
+                self._policy.load_lora(adapter.weights)
+                self._worn = adapter.sha256
             made = generate_guided(
                 self._sampler,
                 [commission.prompt],

@@ -7,6 +7,7 @@ import hashlib
 import io
 import re
 import uuid
+from typing import Literal, TypeAlias
 
 import numpy as np
 from PIL import Image, PngImagePlugin
@@ -20,6 +21,7 @@ from omr_ray.types import UserError
 
 CHUNK = "omr_ray"  # of a PNG, holds its recipe
 FORMATS = ("PNG", "JPEG", "WEBP")
+Format: TypeAlias = Literal["png", "jpeg", "webp"]
 
 
 class PictureStore:
@@ -68,6 +70,15 @@ def to_png(image: np.ndarray, recipe: Recipe | None = None) -> bytes:
         chunks.add_itxt(CHUNK, recipe.model_dump_json())
     written = io.BytesIO()
     Image.fromarray(image).save(written, "PNG", pnginfo=chunks)
+    return written.getvalue()
+
+
+def encoded(image: np.ndarray, format: Format, *, quality: int = 100, recipe: Recipe | None = None) -> bytes:
+    """u8 [H W 3]. Only a PNG carries the recipe, and only the others look at `quality`, 0 to 100."""
+    if format == "png":
+        return to_png(image, recipe)
+    written = io.BytesIO()
+    Image.fromarray(image).save(written, format.upper(), quality=quality)
     return written.getvalue()
 
 

@@ -10,7 +10,9 @@ Every fault has one shape, `{"error": {"message", "type", "param", "code"}}`, al
     GET    /v1/sessions/{id}/events            server-sent events, see `events.py`; Last-Event-ID goes on behind an id
     GET    /v1/images/{address}                PNG that carries its Recipe       POST /v1/restore (multipart image)  Restored
     GET    /v1/adapters                        AdapterList
+    GET    /v1/updates                         UpdateList        POST /v1/updates/rollback  AdapterList
     GET    /v1/annotations/next, /mine         PairView, AnnotationList          POST /v1/annotations      AnnotationView, 201
+    POST   /v1/images/..., GET /v1/models      see openai_schemas.py   GET /metrics   see metrics.py
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ LARGEST_SEED = 2**63 - 1
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 Number = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Choice = Literal["left", "right", "tie", "both_bad"]
+Tag = Literal["content", "style", "background", "size", "color", "perspective", "others"]
 
 
 class Schema(BaseModel):
@@ -72,10 +75,23 @@ class NewVote(Schema):
     choice: Choice
 
 
+class Note(Schema):
+    """What an annotator says of one image (TDRI section 4.1)."""
+
+    description: str = Field("", max_length=2000)
+    tags: tuple[Tag, ...] = Field((), max_length=7, description="aspects in which the image shows what the prompt asks for")
+
+
+class Notes(Schema):
+    left: Note = Note()
+    right: Note = Note()
+
+
 class NewAnnotation(Schema):
     pair: str = Field(max_length=64)
     choice: Choice
     seconds: float = Field(0.0, ge=0, le=86_400, description="that the annotator looked at it")
+    notes: Notes = Notes()
 
 
 # -- answers -----------------------------------------------------------------------------------------------------------
@@ -213,6 +229,24 @@ class AdapterList(Schema):
     data: tuple[AdapterView, ...]
 
 
+class UpdateView(Schema):
+    """What came of the caller's votes, every so many of them (TDRI section 3.2.3)."""
+
+    object: Literal["update"] = "update"
+    id: int
+    adapter: str
+    status: Literal["running", "published", "refused", "failed", "rolled_back"]
+    message: str | None
+    sha256: str | None
+    figures: dict[str, float] | None = Field(description="wins: share of held-out votes that it agrees with; wins_before: what was in use")
+    created_at: int
+
+
+class UpdateList(Schema):
+    object: Literal["list"] = "list"
+    data: tuple[UpdateView, ...]
+
+
 class PairView(Schema):
     """Two images of one prompt, to be judged."""
 
@@ -233,6 +267,7 @@ class AnnotationView(Schema):
     right: str
     choice: Choice
     seconds: float
+    notes: Notes
     created_at: int
 
 

@@ -13,12 +13,17 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from omr_ray.config.comparison import ComparisonConfig
+from omr_ray.config.generation import AttendAndExcite
 from omr_ray.config.rewards import InfoNce
 from omr_ray.config.run import RunConfig
+from omr_ray.evaluation.asked import Asked
+from omr_ray.evaluation.stored import Value
 from omr_ray.rewards.mutual_information import rival_credits, rival_pairs
 from omr_ray.rewards.total import Scores
 from omr_ray.tracking import Span
 from omr_ray.types import Dialogue, Rollout, Trajectory, Update
+from omr_ray.workers.measure import MeasureWorker
 from omr_ray.workers.reward import RewardWorker
 from omr_ray.workers.rollout import RolloutWorker
 from omr_ray.workers.runtime import PoolName, RayRuntime, Runtime
@@ -88,6 +93,21 @@ class RolloutPool:
         self._images += len(prompts)
         return np.concatenate(images), np.concatenate(latents)
 
+    def excite(self, prompts: Sequence[str], *, seeds: Sequence[int], attention: AttendAndExcite) -> tuple[np.ndarray, np.ndarray]:
+        """A first round of N samples under Attend-and-Excite: images u8 [N H W 3], and whether it acted, bool [N]."""
+        rows = shares(range(len(prompts)), self._config.workers.rollout.count, self._config.sampler.batch_size)
+        calls = [
+            Call(
+                method="excite",
+                args=([prompts[i] for i in share], [int(seeds[i]) for i in share], attention, self._policy[1]),
+                what=f"images of {_span([prompts[i] for i in share])}",
+            )
+            for share in rows
+        ]
+        images, excited = zip(*self._timed(calls), strict=True)
+        self._images += len(prompts)
+        return np.concatenate(images), np.concatenate(excited)
+
     def metrics(self) -> dict[str, float]:
         """Since the last call: images/s while sampling, retries, replacements, idle share of each worker."""
         figures = self._supervisor.metrics()
@@ -109,6 +129,29 @@ class RolloutPool:
         results = self._supervisor.run(calls)
         self._seconds += time.perf_counter() - start
         return results
+
+
+class MeasurePool:
+    """Metrics of a comparison on `workers.reward.count` actors, in the place of reward workers. Errors as in RolloutPool."""
+
+    def __init__(self, config: ComparisonConfig, run: RunConfig) -> None:
+        self._run = run
+        self._supervisor = _supervisor("reward", MeasureWorker, run, RayRuntime(), config)
+
+    def load(self, metric: str) -> None:
+        """Raises UserError where the metric's weights are not there."""
+        self._supervisor.run([Call(method="load", args=(metric,), what=f"loading {metric}")])
+
+    def measure(self, metric: str, asked: Sequence[Asked]) -> list[Value]:
+        """What `metric` says of every image."""
+        parts = shares(asked, self._run.workers.reward.count, self._run.rewards.preference.batch_size)
+        calls = [
+            Call(method="measure", args=(metric, share), what=f"{metric} of {_span([one.dialogue for one in share])}") for share in parts
+        ]
+        return [value for part in self._supervisor.run(calls) for value in part]
+
+    def close(self) -> None:
+        self._supervisor.close()
 
 
 class RewardPool:
@@ -174,11 +217,12 @@ def step_seed(seed: int, step: int) -> int:
     return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def _supervisor(pool: PoolName, worker: type, config: RunConfig, runtime: Runtime) -> Supervisor:
+def _supervisor(pool: PoolName, worker: type, config: RunConfig, runtime: Runtime, *first: Any) -> Supervisor:
+    """Actors `worker(*first, config)`."""
     limits = config.workers
     return Supervisor(
         pool,
-        runtime.starter(pool, worker, config),
+        runtime.starter(pool, worker, config, *first),
         count=getattr(limits, pool).count,
         max_attempts=limits.max_attempts,
         timeout_s=limits.timeout_s,

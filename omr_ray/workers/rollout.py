@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from omr_ray.config.generation import AttendAndExcite
 from omr_ray.config.run import RunConfig
 from omr_ray.loading import device_for, policy_from, sampler_from
 from omr_ray.types import Dialogue, Rollout
@@ -53,6 +54,19 @@ class RolloutWorker:
         loaded = time.perf_counter()
         images, final = self._sampler.generate(prompts, seeds=seeds, from_latents=latents, strength=strength)
         return (images, np.asarray(final)), {"weights": loaded - start, "sample": time.perf_counter() - loaded}
+
+    def excite(
+        self, prompts: Sequence[str], seeds: Sequence[int], attention: AttendAndExcite, weights: Weights | None
+    ) -> tuple[tuple[np.ndarray, np.ndarray], Timings]:
+        """A first round of N samples under Attend-and-Excite: images u8 [N H W 3], and whether it acted, bool [N] (TDRI table 6)."""
+        from omr_ray.diffusion import attend_and_excite
+        from omr_ray.diffusion.generation import generate_guided
+
+        start = time.perf_counter()
+        self._load(weights)
+        exciting = attend_and_excite.AttendAndExcite(self._sampler.policy, **attention.model_dump())
+        made = generate_guided(self._sampler, prompts, seeds=seeds, attention=exciting)
+        return (made.images, made.excited), {"sample": time.perf_counter() - start}
 
     @cached_property
     def _sampler(self) -> MultiRoundSampler:

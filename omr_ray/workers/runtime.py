@@ -16,8 +16,8 @@ PoolName = Literal["rollout", "reward"]
 class Runtime(Protocol):
     """Handles and references are opaque; a reference can be the key of a mapping."""
 
-    def starter(self, pool: PoolName, worker: type, config: RunConfig) -> Callable[[int], Any]:
-        """What starts actor `index` of a pool and returns its handle, without waiting for it."""
+    def starter(self, pool: PoolName, worker: type, config: RunConfig, *first: Any) -> Callable[[int], Any]:
+        """What starts actor `index` of a pool, `worker(*first, config)`, and returns its handle, without waiting for it."""
 
     def call(self, handle: Any, method: str, args: Sequence[Any]) -> Any:
         """Send a call; returns the reference of its answer."""
@@ -37,10 +37,10 @@ class Runtime(Protocol):
 class RayRuntime:
     """Actors of the Ray cluster that this process is connected to."""
 
-    def starter(self, pool: PoolName, worker: type, config: RunConfig) -> Callable[[int], Any]:
+    def starter(self, pool: PoolName, worker: type, config: RunConfig, *first: Any) -> Callable[[int], Any]:
         # Now, not when one is replaced: that may be in a thread, to which Ray does not tell the placement group of its trial.
         options = [actor_options(config, pool, index) for index in range(getattr(config.workers, pool).count)]
-        return lambda index: ray.remote(worker).options(**options[index]).remote(config)
+        return lambda index: ray.remote(worker).options(**options[index]).remote(*first, config)
 
     def call(self, handle: Any, method: str, args: Sequence[Any]) -> Any:
         return getattr(handle, method).remote(*args)

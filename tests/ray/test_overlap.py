@@ -20,6 +20,7 @@ def test_without_staleness_a_run_logs_the_bits_of_the_synchronous_one(tmp_path):
         assert (tmp_path / "plain" / file).read_bytes() == (tmp_path / "overlapped" / file).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_with_stale_samples_that_was_killed_and_resumed_logs_the_same_bits(tmp_path):
     finish(start(tmp_path / "whole", "overlap.max_staleness=1"))
     lines = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]

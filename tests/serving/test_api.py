@@ -1,76 +1,22 @@
-"""The routes over real HTTP, with the conductor beside them; the embedded world's grammar and renderer speak and paint."""
+"""A dialogue over real HTTP."""
 
 import io
 import json
-import threading
 import time
 
-import httpx2
 import pytest
-import uvicorn
 from PIL import Image
 
-from omr_ray.config.serve import ServeConfig
-from omr_ray.serving.api import create_api
-from omr_ray.serving.conductor import Conductor
-from omr_ray.serving.store.access import make_key
-from omr_ray.serving.store.database import Database
-from tests.scripted_language import Album, ScenePainter, ScriptedLanguage, embed
+from tests.web_service import say, web_service
 
-pytestmark = pytest.mark.timeout(600)
-
-
-class ScriptedModels:
-    def __init__(self):
-        album = Album()
-        self.complete, self.embed, self.painter = ScriptedLanguage(album).complete, embed, ScenePainter(album)
-
-    def paint(self, commission, watch, stop):
-        for step in (1, 2):
-            watch(step, 2, None)
-        return self.painter(commission)
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")
 def clients(tmp_path_factory):
     """Ann's and Bob's, and one without a key."""
-    place = tmp_path_factory.mktemp("service")
-    where = {"database": f"sqlite:///{place}/service.db", "images": str(place / "images"), "adapters": str(place / "adapters")}
-    config = ServeConfig.model_validate({**where, "http": {"keys": "required"}, "limits": {"requests_per_minute": 1000}})
-    database = Database(config.database)
-    database.migrate()
-    with database.write() as transaction:
-        keys = [make_key(transaction, owner) for owner in ("ann", "bob")]
-
-    async def ready():
-        return True
-
-    conductor = Conductor(config, ScriptedModels())
-    server = uvicorn.Server(uvicorn.Config(create_api(config, ready), host="127.0.0.1", port=0, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.05)
-    url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    heads = [{"authorization": f"Bearer {key}"} for key in keys] + [{}]
-    found = [httpx2.Client(base_url=url, headers=headers, timeout=60) for headers in heads]
-    yield found
-    for client in found:
-        client.close()
-    server.should_exit = True
-    conductor.close()
-    thread.join(30)
-
-
-def say(client, id, utterance, headers=None, **options):
-    """A round to its end."""
-    answer = client.post(f"/v1/sessions/{id}/rounds", json={"utterance": utterance, "seed": 3, **options}, headers=headers)
-    assert answer.status_code == 202, answer.text
-    deadline = time.monotonic() + 120
-    while (round_ := client.get(f"/v1/sessions/{id}/rounds/{answer.json()['id']}").json())["status"] in ("pending", "running"):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    return round_
+    with web_service(tmp_path_factory.mktemp("service")) as service:
+        yield [service.client(owner) for owner in ("ann", "bob", None)]
 
 
 def test_a_dialogue_over_http_its_events_and_its_image(clients):
@@ -114,3 +60,40 @@ def test_a_key_makes_a_round_once_and_what_is_too_large_is_refused(clients):
     assert ann.post(f"/v1/sessions/{id}/rounds", json={"utterance": "a" * 10_000_000}).status_code == 413
     assert ann.post(f"/v1/sessions/{id}/rounds", json={"utterance": "a" * 3000}).status_code == 400
     assert ann.post("/v1/sessions", json={}, headers={"origin": "http://evil.example"}).status_code == 403
+
+
+def test_an_unknown_round_is_not_found_on_every_route(clients):
+    ann = clients[0]
+    id = ann.post("/v1/sessions", json={}).json()["id"]
+    assert say(ann, id, "a red dress")["status"] == "done"
+    session = f"/v1/sessions/{id}"
+    answers = [
+        ann.get(f"{session}/rounds/9"),
+        ann.post(f"{session}/rounds/9/cancel"),
+        ann.post(f"{session}/rounds/9/skip"),
+        ann.post(f"{session}/branch", json={"round": 9}),
+        ann.get(f"{session}/compare", params={"one": 1, "other": 9}),
+        ann.get(f"{session}/compare", params={"one": 9, "other": 1}),
+        ann.post(f"{session}/votes", json={"left": 1, "right": 9, "choice": "left"}),
+        ann.post(f"{session}/rounds", json={"utterance": "blue", "parent": 9}),
+    ]
+    for answer in answers:
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found"), answer.request.url
+    assert ann.post(f"{session}/rounds/1/cancel").status_code == 400  # there, but done
+    assert len(ann.get(session).json()["rounds"]) == 1
+
+
+def test_votes_and_annotations_are_limited_as_rounds_are(tmp_path):
+    with web_service(tmp_path, limits={"requests_per_minute": 2}) as service:
+        ann, minute = service.client("ann"), time.time() // 60
+        asked = [ann.post("/v1/annotations", json={"pair": "none", "choice": "tie"}) for _ in range(2)]
+        assert [answer.status_code for answer in asked] == [404, 404]  # what came to nothing is not counted
+        id = ann.post("/v1/sessions", json={}).json()["id"]
+        assert ann.post("/v1/sessions", json={}).status_code == 201
+        refused = [
+            ann.post("/v1/annotations", json={"pair": "none", "choice": "tie"}),
+            ann.post(f"/v1/sessions/{id}/votes", json={"left": 1, "right": 2, "choice": "tie"}),
+        ]
+        if time.time() // 60 == minute:
+            assert [(answer.status_code, answer.json()["error"]["type"]) for answer in refused] == [(429, "rate_limit_error")] * 2
+            assert all(1 <= int(answer.headers["retry-after"]) <= 60 for answer in refused)

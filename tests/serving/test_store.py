@@ -10,6 +10,7 @@ from sqlalchemy import create_engine, text
 
 from omr_ray.dialogue.feedback_reflection import AspectScore, Question
 from omr_ray.serving.events import Progress
+from omr_ray.serving.schemas import Note, Notes
 from omr_ray.serving.store import access, queue, sessions, votes
 from omr_ray.serving.store.database import Conflict, Database, Once
 from omr_ray.serving.store.sessions import NotFound
@@ -89,7 +90,11 @@ def test_a_round_comes_back_as_it_was_stored_step_by_step(database):
     assert (round_.status, round_.scores, round_.question, round_.seed, round_.strength) == ("done", scores, question, 7, 0.6)
     assert [event.id for event in told] == list(range(1, 11)) and kept.last_event == 10
     assert [event.kind for event in told] == ["round"] * 9 + ["done"]
-    assert told[0].data["status"] == "pending" and told[1].data["status"] == "running" and told[-1].data == {"round": 1, "status": "done"}
+    assert (
+        told[0].data["status"] == "pending"
+        and told[1].data["status"] == "running"
+        and told[-1].data | {"seconds": 0} == {"round": 1, "status": "done", "seconds": 0}
+    )
     assert claim(database) is None
 
 
@@ -103,6 +108,11 @@ def test_nothing_of_another_owner_is_there(database):
             lambda: sessions.load(transaction, "ann", "ses_none"),
             lambda: votes.vote(transaction, "bob", id, left=1, right=1, choice="tie"),
             lambda: sessions.shown_in(transaction, "bob", ADDRESS),
+            lambda: sessions.load(transaction, "ann", "\0"),
+            lambda: sessions.change(transaction, "\ud800", lambda session: session, owner="ann"),
+            lambda: sessions.shown_in(transaction, "ann", "\0"),
+            lambda: sessions.summaries(transaction, "ann", after="\0", limit=5),
+            lambda: votes.annotate(transaction, "ann", "\0", choice="tie", seconds=0.0),
         ):
             with pytest.raises(NotFound):
                 attempt()
@@ -238,15 +248,17 @@ def test_pairs_are_judged_by_those_who_have_not_and_the_rarest_first(database):
         assert votes.put_up(transaction, pairs) == 2
     with database.write() as transaction:
         assert votes.next_pair(transaction, "ann")[0].id == "p0"
-        votes.annotate(transaction, "ann", "p0", choice="left", seconds=1.5)
+        votes.annotate(transaction, "ann", "p0", choice="left", seconds=1.5, notes=Notes())
         pair, done, remaining = votes.next_pair(transaction, "bob")
         assert (pair.id, done, remaining) == ("p1", 0, 2)
         pair, done, remaining = votes.next_pair(transaction, "ann")
         assert (pair.id, done, remaining) == ("p1", 1, 1)
-        votes.annotate(transaction, "ann", "p0", choice="tie", seconds=2.0)
-        assert [(found.choice, pair.id) for found, pair in votes.annotated(transaction, "ann")] == [("tie", "p0")]
+        notes = Notes(left=Note(description="no belt", tags=("color", "size")))
+        votes.annotate(transaction, "ann", "p0", choice="tie", seconds=2.0, notes=notes)
+        found = votes.annotated(transaction, "ann")
+        assert [(said.choice, Notes.model_validate(said.notes), pair.id) for said, pair in found] == [("tie", notes, "p0")]
         with pytest.raises(NotFound):
-            votes.annotate(transaction, "ann", "p9", choice="tie", seconds=0.0)
+            votes.annotate(transaction, "ann", "p9", choice="tie", seconds=0.0, notes=Notes())
         assert sessions.shown_in(transaction, "ann", ADDRESS) == (None, True)
 
 

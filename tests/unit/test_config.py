@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from omr_ray.config.comparison import ComparisonConfig
 from omr_ray.config.data import DataConfig
 from omr_ray.config.finetune import FinetuneRun
 from omr_ray.config.generation import AttendAndExcite, Pose
@@ -25,7 +26,7 @@ def refused(*overrides: str) -> str:
 
 @pytest.mark.parametrize("file", sorted(p.name for p in CONFIGS.glob("*.yaml")))
 def test_every_shipped_config_loads_and_survives_a_dump(file, tmp_path):
-    kinds = {"data": DataConfig, "reward": RewardRun, "serve": ServeConfig, "sweep": SweepConfig}
+    kinds = {"data": DataConfig, "reward": RewardRun, "serve": ServeConfig, "sweep": SweepConfig, "compare": ComparisonConfig}
     kind = FinetuneRun if file.endswith("_dialogue.yaml") else kinds.get(file.split("_")[0], RunConfig)
     loaded = kind.load(CONFIGS / file)
     (tmp_path / "again.yaml").write_text(dump(loaded))

@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import get_args
 
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session as Transaction
 
-from omr_ray.dialogue.session import SessionRound
+from omr_ray.dialogue.session import SessionRound, Status
 from omr_ray.serving.store import sessions
 from omr_ray.serving.store.sessions import Kept
-from omr_ray.serving.store.tables import StoredRound, StoredSession
+from omr_ray.serving.store.tables import StoredEvent, StoredRound, StoredSession
 
 OPEN = ("pending", "running")
 
@@ -27,6 +28,7 @@ class Claim:
     session: str
     round: int
     kind: str  # of the session
+    adapter_sha256: str | None  # content of the adapter when the round was accepted
     attempts: int  # this one included
     holder: str
 
@@ -40,13 +42,21 @@ def claim(transaction: Transaction, holder: str, lease_s: float) -> Claim | None
         update(StoredRound)
         .where(StoredRound.row == oldest.with_for_update(skip_locked=True).scalar_subquery())
         .values(lease_holder=holder, lease_until=now + lease_s, attempts=StoredRound.attempts + 1)
-        .returning(StoredRound.row, StoredRound.session_id, StoredRound.id, StoredRound.attempts)
+        .returning(StoredRound.row, StoredRound.session_id, StoredRound.id, StoredRound.attempts, StoredRound.adapter_sha256)
     )
     found = transaction.execute(taken).first()
     if found is None:
         return None
     kind = transaction.get_one(StoredSession, found.session_id).kind
-    return Claim(row=found.row, session=found.session_id, round=found.id, kind=kind, attempts=found.attempts, holder=holder)
+    return Claim(
+        row=found.row,
+        session=found.session_id,
+        round=found.id,
+        kind=kind,
+        adapter_sha256=found.adapter_sha256,
+        attempts=found.attempts,
+        holder=holder,
+    )
 
 
 def save(transaction: Transaction, claimed: Claim, round_: SessionRound) -> Kept:
@@ -85,3 +95,22 @@ def open_rounds(transaction: Transaction, owner: str) -> int:
     """How many of an owner's rounds are pending or running."""
     wanted = select(func.count()).select_from(StoredRound).join(StoredSession)
     return transaction.scalar(wanted.where(StoredSession.owner == owner, StoredRound.status.in_(OPEN))) or 0
+
+
+def by_status(transaction: Transaction) -> dict[str, int]:
+    """How many rounds are stored, of every status."""
+    found = dict.fromkeys(get_args(Status), 0)
+    return found | {row[0]: row[1] for row in transaction.execute(select(StoredRound.status, func.count()).group_by(StoredRound.status))}
+
+
+def waiting(transaction: Transaction) -> int:
+    """How many rounds nobody works on."""
+    free = (StoredRound.lease_until.is_(None)) | (StoredRound.lease_until < time.time())
+    return transaction.scalar(select(func.count()).select_from(StoredRound).where(StoredRound.status.in_(OPEN), free)) or 0
+
+
+def seconds_to_end(transaction: Transaction, since: float) -> list[float]:
+    """How long the rounds took that were stored after `since` and have ended."""
+    of_round = (StoredRound.session_id == StoredEvent.session_id) & (StoredRound.id == StoredEvent.round)
+    told = select(StoredEvent.data).join(StoredRound, of_round).where(StoredRound.created_at > since, StoredEvent.kind == "done")
+    return [data["seconds"] for data in transaction.scalars(told) if "seconds" in data]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -57,9 +58,16 @@ def create(transaction: Transaction, owner: str, title: str = "", kind: str = "d
     return _kept(stored, ())
 
 
+def storable(kind: str, id: str) -> str:
+    """`id`, or NotFound for one that no row can have: a database may refuse to look for it (PostgreSQL: a NUL)."""
+    if not re.fullmatch(r"[\x21-\x7e]{1,140}", id):
+        raise NotFound(f"{kind} {id!r:.80}")
+    return id
+
+
 def load(transaction: Transaction, owner: str, id: str) -> Kept:
     """Raises NotFound."""
-    stored = transaction.get(StoredSession, id)
+    stored = transaction.get(StoredSession, storable("session", id))
     if stored is None or stored.owner != owner:
         raise NotFound(f"session {id!r:.80}")
     return _kept(stored, transaction.scalars(_rounds_of(id)).all())
@@ -103,7 +111,7 @@ def change(
     The session is locked meanwhile, so changes come one after the other. owner None: whoever works on it.
     Raises NotFound, and UserError where the rule does not hold.
     """
-    stored = transaction.scalar(select(StoredSession).where(StoredSession.id == id).with_for_update())
+    stored = transaction.scalar(select(StoredSession).where(StoredSession.id == storable("session", id)).with_for_update())
     if stored is None or owner not in (None, stored.owner):
         raise NotFound(f"session {id!r:.80}")
     rows = {row.id: row for row in transaction.scalars(_rounds_of(id))}
@@ -115,7 +123,8 @@ def change(
         if row is not None and before.round(round_.id) == round_:
             continue
         if row is None:
-            row = rows[round_.id] = StoredRound(session_id=id, created_at=time.time(), attempts=0, adapter_sha256=adapter_sha256)
+            row = rows[round_.id] = StoredRound(session_id=id, created_at=time.time(), attempts=0)
+            row.adapter_sha256 = adapter_sha256 if round_.adapter else None
             transaction.add(row)
         for name, value in _columns(round_).items():
             setattr(row, name, value)
@@ -123,7 +132,7 @@ def change(
         if round_.status in ENDED and (round_.id > len(before.rounds) or before.round(round_.id).status not in ENDED):
             passing = StoredEvent.session_id == id, StoredEvent.round == round_.id, StoredEvent.kind.in_(PASSING)
             transaction.execute(delete(StoredEvent).where(*passing))
-            _tell(transaction, stored, "done", round_.id, Done(round=round_.id, status=round_.status))
+            _tell(transaction, stored, "done", round_.id, Done(round=round_.id, status=round_.status, seconds=time.time() - row.created_at))
     transaction.flush()
     return _kept(stored, [rows[round_.id] for round_ in after.rounds])
 
@@ -141,12 +150,18 @@ def events(transaction: Transaction, id: str, after: int, limit: int = 200) -> l
     return list(transaction.scalars(wanted.order_by(StoredEvent.id).limit(limit)))
 
 
+def row(transaction: Transaction, id: str, round: int) -> StoredRound:
+    """A round as it is stored, with what a SessionRound does not know of it."""
+    return transaction.scalars(select(StoredRound).where(StoredRound.session_id == id, StoredRound.id == round)).one()
+
+
 def exists(transaction: Transaction, id: str) -> bool:
     return transaction.get(StoredSession, id) is not None
 
 
 def shown_in(transaction: Transaction, owner: str, address: str) -> tuple[StoredRound | None, bool]:
     """The newest of the owner's rounds with that image, and whether an annotator may see it. Raises NotFound where neither is."""
+    address = storable("image", address)
     own = select(StoredRound).join(StoredSession).where(StoredRound.image == address, StoredSession.owner == owner)
     found = transaction.scalar(own.order_by(StoredRound.row.desc()).limit(1))
     judged = transaction.scalar(select(func.count()).select_from(Pair).where((Pair.left == address) | (Pair.right == address))) or 0

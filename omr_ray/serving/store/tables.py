@@ -91,6 +91,26 @@ class Vote(Table):
     created_at: Mapped[float]
 
 
+class AdapterUpdate(Table):
+    """A version of an adapter that was learned from votes, or was to be."""
+
+    __tablename__ = "updates"
+    id: Mapped[int] = mapped_column(Counter, primary_key=True)
+    adapter: Mapped[str] = mapped_column(String(140), index=True)
+    owner: Mapped[str | None] = mapped_column(String(64))  # of the votes; null: everybody's
+    up_to: Mapped[int] = mapped_column(BigInteger)  # the last vote
+    status: Mapped[str] = mapped_column(String(16))  # running, published, refused, failed, rolled_back
+    sha256: Mapped[str | None] = mapped_column(String(64))  # of what was learned
+    figures: Mapped[dict[str, Any] | None]
+    message: Mapped[str | None]
+    created_at: Mapped[float]
+    finished_at: Mapped[float | None]
+    lease_holder: Mapped[str | None] = mapped_column(String(64))
+    lease_until: Mapped[float | None]
+    attempts: Mapped[int]
+    __table_args__ = (UniqueConstraint("adapter", "up_to"),)
+
+
 class Pair(Table):
     """Two images of one prompt that annotators judge."""
 
@@ -109,6 +129,7 @@ class Annotation(Table):
     annotator: Mapped[str] = mapped_column(String(64), primary_key=True)
     choice: Mapped[str] = mapped_column(String(16))
     seconds: Mapped[float]
+    notes: Mapped[dict[str, Any]]  # as schemas.Notes
     created_at: Mapped[float]
 
 

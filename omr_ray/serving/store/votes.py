@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session as Transaction
 
+from omr_ray.serving.schemas import Notes
 from omr_ray.serving.store import sessions
 from omr_ray.serving.store.database import insert
 from omr_ray.serving.store.sessions import NotFound
@@ -38,7 +40,12 @@ def judged(transaction: Transaction, owner: str | None = None) -> list[tuple[Vot
     """All votes, or those of one owner, with their rounds left and right, in order."""
     wanted = select(Vote).order_by(Vote.id)
     found = transaction.scalars(wanted if owner is None else wanted.where(Vote.owner == owner)).all()
-    return [(vote, _round(transaction, vote.session_id, vote.left), _round(transaction, vote.session_id, vote.right)) for vote in found]
+    return [with_rounds(transaction, vote) for vote in found]
+
+
+def with_rounds(transaction: Transaction, vote: Vote) -> tuple[Vote, StoredRound, StoredRound]:
+    """A vote beside its rounds left and right."""
+    return vote, sessions.row(transaction, vote.session_id, vote.left), sessions.row(transaction, vote.session_id, vote.right)
 
 
 def put_up(transaction: Transaction, pairs: Sequence[Pair]) -> int:
@@ -57,14 +64,37 @@ def next_pair(transaction: Transaction, annotator: str) -> tuple[Pair | None, in
     return transaction.scalar(select(Pair).where(Pair.id.not_in(mine)).order_by(times, Pair.id).limit(1)), done, remaining
 
 
-def annotate(transaction: Transaction, annotator: str, pair: str, *, choice: str, seconds: float) -> tuple[Annotation, Pair]:
-    """Judge a pair; who judges it again has changed their mind. Raises NotFound."""
-    found = transaction.get(Pair, pair)
+def pair(transaction: Transaction, id: str) -> Pair | None:
+    return transaction.get(Pair, id)
+
+
+def pairs(transaction: Transaction) -> Sequence[Pair]:
+    """All that were put up, oldest first."""
+    return transaction.scalars(select(Pair).order_by(Pair.created_at, Pair.id)).all()
+
+
+def annotate(
+    transaction: Transaction,
+    annotator: str,
+    pair: str,
+    *,
+    choice: str,
+    seconds: float,
+    notes: Notes | None = None,
+    at: float | None = None,
+) -> tuple[Annotation, Pair]:
+    """Judge a pair, now or `at` seconds since 1970; who judges it again has changed their mind. notes None: those that are there stay.
+
+    Raises NotFound.
+    """
+    found = transaction.get(Pair, sessions.storable("pair", pair))
     if found is None:
         raise NotFound(f"pair {pair!r:.80}")
-    said = {"choice": choice, "seconds": seconds, "created_at": time.time()}
-    added = insert(transaction, Annotation).values(pair_id=pair, annotator=annotator, **said)
-    transaction.execute(added.on_conflict_do_update(index_elements=["pair_id", "annotator"], set_=said))
+    said: dict[str, Any] = {"choice": choice, "seconds": seconds, "created_at": time.time() if at is None else at}
+    changed = said if notes is None else said | {"notes": notes.model_dump(mode="json")}
+    new = {"notes": Notes().model_dump(mode="json")} | changed
+    added = insert(transaction, Annotation).values(pair_id=pair, annotator=annotator, **new)
+    transaction.execute(added.on_conflict_do_update(index_elements=["pair_id", "annotator"], set_=changed))
     transaction.flush()
     return transaction.get_one(Annotation, (pair, annotator), populate_existing=True), found
 
@@ -74,7 +104,3 @@ def annotated(transaction: Transaction, annotator: str | None = None) -> list[tu
     if annotator is not None:
         wanted = wanted.where(Annotation.annotator == annotator)
     return [(row[0], row[1]) for row in transaction.execute(wanted)]
-
-
-def _round(transaction: Transaction, session: str, id: int) -> StoredRound:
-    return transaction.scalars(select(StoredRound).where(StoredRound.session_id == session, StoredRound.id == id)).one()

@@ -1,0 +1,1 @@
+"""The pages of the service: a dialogue at /, annotation at /annotate."""

@@ -1,0 +1,246 @@
+"""`omr-ray evaluate --protocol`: paint once a model on the rollout workers, measure on the reward workers, then the papers' protocols.
+
+models x tasks x parts   images     (kept; a part that is there is not painted again)
+metrics x those          values     (kept; a metric without weights is skipped by name, with the reason)
+protocols                tables and drawings of stored values; no model is loaded for them
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from functools import partial
+from typing import Any
+
+from omr_ray.atelier import WEIGHTS
+from omr_ray.atelier.oracle import Oracle
+from omr_ray.config.comparison import ComparisonConfig, ImageEndpoint, ImageFolder, Model
+from omr_ray.config.generation import AttendAndExcite
+from omr_ray.config.run import AtelierModel, RunConfig
+from omr_ray.evaluation import votes
+from omr_ray.evaluation.asked import Asked
+from omr_ray.evaluation.generating import dialogue_images, many_of_one_prompt, session_images, sessions
+from omr_ray.evaluation.papers import EXCITE, chosen, outcome, pages, tasks
+from omr_ray.evaluation.papers.people import ASSIGNMENTS, KEY
+from omr_ray.evaluation.papers.result import DIALOGUES, PROMPTS, SCRATCH, SELECTION, SESSIONS, Context
+from omr_ray.evaluation.papers.tdri import excite_task
+from omr_ray.evaluation.stored import MadeImage, Results
+from omr_ray.progress import Counting
+from omr_ray.ray_session import connected
+from omr_ray.types import Dialogue, UserError
+from omr_ray.workers.launch import source_from
+from omr_ray.workers.painters import Painter, folder_images, painter_for
+from omr_ray.workers.placement import total_cpus
+from omr_ray.workers.pool import MeasurePool, RolloutPool
+
+PLAIN = "excite-off"
+ALWAYS = ("preference", "oracle", "features")  # what needs no weights beyond the run's own
+# Which metrics a task is asked for; those of the config are added where they are among them.
+METRICS = {
+    DIALOGUES: ("preference", "oracle", "features", "clip", "blip", "lpips", "aesthetic"),
+    SESSIONS: ("oracle", "features", "clip", "blip"),
+    SCRATCH: ("oracle", "features"),
+    PROMPTS: ("oracle", "clip"),
+    SELECTION: ("oracle", "preference", "clip", "blip", "aesthetic"),
+    EXCITE: ("oracle", "preference", "clip", "blip"),
+}
+
+
+def compare(config: ComparisonConfig, out: str, *, protocol: str) -> dict[str, Any]:
+    """Everything `protocol` ("all" or one of PROTOCOLS) needs, then its results below `out`. Goes on where it was cut off."""
+    names, run = chosen(protocol), config.base()
+    work = Comparison(config, run, Results(out), tasks(names))
+    with ExitStack() as stack:
+        work.paint(stack)
+        skipped = work.measure(stack)
+    context = Context(config=config, run=run, results=work.results, skipped=skipped)
+    results = [outcome(name, context) for name in names]
+    written = pages.write(results, context, made_by=list(work.weights.items()))
+    gaps = {result.name: [gap.what for gap in result.missing] for result in results if result.missing}
+    return {**written, "skipped_metrics": skipped, "missing": gaps}
+
+
+class Comparison:
+    """What has to be painted and measured for some tasks."""
+
+    def __init__(self, config: ComparisonConfig, run: RunConfig, results: Results, wanted: Sequence[str]) -> None:
+        self.config, self.run, self.results = config, run, results
+        self.weights: dict[str, str] = {}
+        self._dialogues = source_from(run).held_out(run.evaluation.dialogues)
+        self._tasks = [one for task in wanted for one in (self._excite_tasks() if task == EXCITE else [task])]
+        self._oracle = Oracle.from_pretrained(WEIGHTS / "oracle") if isinstance(run.model, AtelierModel) else None
+
+    def paint(self, stack: ExitStack) -> None:
+        """Images of every model, task and part that are not there yet."""
+        stack.enter_context(connected(total_cpus(self.run)))
+        with closing(RolloutPool(self.run)) as pool:
+            painters = {model.name: painter_for(model, pool, self.run) for model in self.config.models}
+            self.results.claim(self._made_from(painters))
+            self.weights = {
+                model.name: f"images of {model.path}" if isinstance(model, ImageFolder) else _weights(painters[model.name])
+                for model in self.config.models
+            }
+            todo = [
+                (model, task, part)
+                for model in self.config.models
+                for task in self._tasks_of(model)
+                for part in range(len(self._parts(task)))
+                if not self.results.has_images(model.name, task, part)
+            ]
+            with Counting(len(todo), "parts painted") as bar:
+                for model, task, part in todo:
+                    made = self._painted(model, painters[model.name], pool, task, self._parts(task)[part])
+                    self.results.write_images(model.name, task, part, made)
+                    bar.advance(f"{model.name}, {task}")
+        self._assign_votes()
+
+    def measure(self, stack: ExitStack) -> dict[str, str]:
+        """Values of every metric that are not there yet. Returns what was skipped, and why."""
+        skipped: dict[str, str] = {}
+        names = (*ALWAYS, *(metric.type for metric in self.config.metrics))
+        with closing(MeasurePool(self.config, self.run)) as pool, Counting(len(names), "metrics") as bar:
+            for metric in names:
+                try:
+                    pool.load(metric)
+                except UserError as error:
+                    skipped[metric] = str(error)
+                    bar.advance(f"{metric} skipped")
+                    continue
+                for model, task, part in self._unmeasured(metric):
+                    values = pool.measure(metric, self._asked(self.results.images(model, task, part), task))
+                    self.results.write_values(model, task, metric, part, values)
+                bar.advance(metric)
+        return skipped
+
+    # -- what there is to do ---------------------------------------------------------------------------------------------
+
+    def _excite_tasks(self) -> list[str]:
+        return [PLAIN, *(excite_task(threshold) for threshold in self.config.excite.thresholds)]
+
+    def _tasks_of(self, model: Model) -> list[str]:
+        """A folder has its dialogues alone; selection and Attend-and-Excite are tried on the first model that is sampled here."""
+        if isinstance(model, ImageFolder):
+            return [task for task in self._tasks if task == DIALOGUES]
+        first = next((one.name for one in self.config.models if not isinstance(one, ImageFolder | ImageEndpoint)), None)
+        mine = [task for task in self._tasks if model.name == first or not (task == SELECTION or task.startswith(EXCITE))]
+        return [task for task in mine if self._oracle is not None or task not in (SESSIONS, SCRATCH)]
+
+    def _parts(self, task: str) -> list[list[Dialogue]]:
+        limits = {SELECTION: self.config.selection.prompts}
+        limit = self.config.excite.prompts if task.startswith(EXCITE) else limits.get(task, len(self._dialogues))
+        chunk = 4 if task == SELECTION else self.config.chunk  # 64 images for each of them
+        held = self._dialogues[:limit]
+        return [list(held[start : start + chunk]) for start in range(0, len(held), chunk)]
+
+    def _unmeasured(self, metric: str) -> list[tuple[str, str, int]]:
+        return [
+            (model.name, task, part)
+            for model in self.config.models
+            for task in self._tasks_of(model)
+            if metric in METRICS[EXCITE if task.startswith(EXCITE) else task]
+            for part in self.results.parts(model.name, task)
+            if not self.results.has_values(model.name, task, metric, part)
+        ]
+
+    def _painted(self, model: Model, painter: Painter | None, pool: RolloutPool, task: str, held: Sequence[Dialogue]) -> list[MadeImage]:
+        judged, strength = self.run.evaluation, self.run.sampler.strength
+        if isinstance(model, ImageFolder):
+            return folder_images(model, held, judged.siblings)
+        assert painter is not None
+        generate, seed = painter.generate, judged.seed
+        if task in (SESSIONS, SCRATCH):
+            assert self._oracle is not None
+            options: dict[str, Any] = {"strength": strength, "siblings": judged.siblings, "edit": task == SESSIONS}
+            turns = sessions(generate, self._oracle.read, held, judged.max_rounds, seed, **options)
+            return session_images(held, turns, judged.siblings)
+        if task in (SELECTION, PLAIN):
+            siblings = self.config.selection.images if task == SELECTION else 1
+            return many_of_one_prompt(lambda prompts, seeds: (generate(prompts, seeds=seeds)[0], None), held, seed, siblings=siblings)
+        if task.startswith(EXCITE):
+            excite = partial(pool.excite, attention=AttendAndExcite(threshold=float(task.removeprefix("excite-"))))
+            return many_of_one_prompt(excite, held, seed, siblings=1)
+        siblings = judged.siblings if task == DIALOGUES else 1
+        return dialogue_images(generate, held, seed, strength=strength, siblings=siblings, edit=task == DIALOGUES)
+
+    def _asked(self, made: Sequence[MadeImage], task: str) -> list[Asked]:
+        """What metrics are asked: the image before it where rounds follow one another, the target where the round has one."""
+        pixels = {(one.dialogue, one.round, one.sibling): one.pixels for one in made}
+        follows = task in (DIALOGUES, SESSIONS, SCRATCH)
+        targets = (
+            {(held.id, round_.index): round_.target for held in self._dialogues for round_ in held.rounds}
+            if task in (DIALOGUES, PROMPTS)
+            else {}
+        )
+        return [
+            Asked(
+                dialogue=one.dialogue,
+                round=one.round,
+                sibling=one.sibling,
+                image=pixels[one.dialogue, one.round, one.sibling],
+                prompt=one.prompt,
+                intent=one.intent,
+                previous=pixels.get((one.dialogue, one.round - 1, one.sibling)) if follows else None,
+                target=targets.get((one.dialogue, one.round)),
+            )
+            for one in made
+        ]
+
+    def _made_from(self, painters: dict[str, Painter | None]) -> dict[str, Any]:
+        """What images and values depend on; a model or a metric may be added later, and none changed."""
+        run, judged = self.run, self.run.evaluation
+        shared = {
+            "model": run.model,
+            "lora": run.lora,
+            "sampler": run.sampler,
+            "dialogues": run.dialogues,
+            "preference": run.rewards.preference,
+        }
+        told: dict[str, Any] = {f"run.{name}": _plain(part) for name, part in shared.items()}
+        told |= {"run.seed": run.seed, "evaluation": _plain(judged), "chunk": self.config.chunk}
+        told |= {"selection": _plain(self.config.selection), "excite.prompts": self.config.excite.prompts}
+        for model in self.config.models:
+            told[f"model {model.name}"] = model.model_dump(mode="json", exclude={"published"}) | {
+                "sha256": getattr(painters[model.name], "sha256", "")
+            }
+        return told | {f"metric {metric.type}": _plain(metric) for metric in self.config.metrics}
+
+    def _assign_votes(self) -> None:
+        """Blind pairs of last rounds, who is behind them, and who sees which in what order (OMR section 4.3)."""
+        models = [model.name for model in self.config.models if self.results.parts(model.name, DIALOGUES)]
+        folder = self.results.folder
+        if len(models) < 2:
+            return
+        made = {name: {} for name in models}  # type: dict[str, dict[tuple, MadeImage]]
+        for name in models:
+            for one in self.results.all_images(name, DIALOGUES):
+                if one.sibling == 0:
+                    made[name][one.dialogue, one.round, 0, one.prompt] = one
+        last = {held.id: held.rounds[-1].index for held in self._dialogues[: self.config.voted_dialogues]}
+        items = [place for place in made[models[0]] if last.get(place[0]) == place[1] and all(place in made[name] for name in models)]
+        pairs = votes.blind_pairs(items, models, self.config.seed)
+        files: dict[tuple, str] = {}
+        for place in items:
+            for name in models:
+                content = made[name][place].image
+                files[name, place] = f"votes/images/{hashlib.sha256(content).hexdigest()}.png"
+                if not folder.exists(files[name, place]):
+                    folder.write(files[name, place], content)
+        shown = [
+            {"id": pair.id, "prompt": pair.prompt}
+            | {side: files[getattr(pair, side), (pair.dialogue, pair.round, pair.sibling, pair.prompt)] for side in ("left", "right")}
+            for pair in pairs
+        ]
+        annotators = [f"annotator-{number}" for number in range(1, self.config.annotators + 1)]
+        folder.write("votes/pairs.jsonl", "".join(f"{json.dumps(pair)}\n" for pair in shown).encode())
+        folder.write(KEY, json.dumps(votes.key_of(pairs), indent=1).encode())
+        folder.write(ASSIGNMENTS, json.dumps(votes.cross_over(pairs, annotators, self.config.seed), indent=1).encode())
+
+
+def _weights(painter: Painter | None) -> str:
+    return "" if painter is None else painter.weights
+
+
+def _plain(part: Any) -> Any:
+    return part.model_dump(mode="json")
