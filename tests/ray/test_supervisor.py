@@ -49,7 +49,7 @@ def faults(tmp_path, count):
 
 def test_results_keep_the_order_of_the_calls_and_both_workers_take_some():
     toys = supervisor()
-    calls = [Call(method="echo", args=(index, 0.2 if index == 0 else 0.02), what=f"echo {index}") for index in range(8)]
+    calls = [Call(method="echo", args=(index, 3.0 if index == 0 else 0.02), what=f"echo {index}") for index in range(8)]
     toys.run([calls[1], calls[1]])  # both are up
     toys.metrics()
     results = toys.run(calls)
