@@ -66,6 +66,10 @@ class SimulatedUser:
         said = opening + self.language.utterance(stated, rng)
         return replace(self, named=named, utterance=said, prompt=self.language.prompt_of(named))
 
+    def again(self, rng: np.random.Generator) -> SimulatedUser:
+        """The same user one utterance later, who was shown no image: everything that was asked for so far, in other words."""
+        return replace(self, utterance=self.language.utterance(self.named, rng))
+
     def answer(self, aspect: str, rng: np.random.Generator, *, skip_probability: float = 0.0) -> tuple[SimulatedUser, str | None]:
         """The same user having been asked about one aspect, and what they say: None where they skip it, or do not care.
 
