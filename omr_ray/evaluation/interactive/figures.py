@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -150,7 +151,7 @@ def questions(found: Mapping[str, Talks]) -> Result:
 
 def edit_or_scratch(found: Mapping[str, Talks], max_turns: int) -> Result:
     """Editing the last image against painting anew (TDRI table 3)."""
-    head = {"name": "edit-or-scratch", "source": "TDRI, table 3", "title": "Editing and from scratch"}
+    head: dict[str, Any] = {"name": "edit-or-scratch", "source": "TDRI, table 3", "title": "Editing and from scratch"}
     ways = {"edit": FULL.name, "scratch": SCRATCH.name}
     missing = [name for name in ways.values() if name not in found]
     if missing:
@@ -194,7 +195,7 @@ def edit_or_scratch(found: Mapping[str, Talks], max_turns: int) -> Result:
 
 def attend_and_excite(found: Mapping[int, Sequence[ExcitedImage]]) -> Result:
     """Share of use and gain at each threshold (TDRI table 6). found: seed -> images."""
-    head = {"name": "attend-and-excite", "source": "TDRI, table 6", "title": "Attend-and-Excite thresholds"}
+    head: dict[str, Any] = {"name": "attend-and-excite", "source": "TDRI, table 6", "title": "Attend-and-Excite thresholds"}
     if not found:
         return Result(
             **head,

@@ -227,7 +227,7 @@ def _pictures(found: dict[str, dict[int, list[TalkedTurn]]], simulation: Simulat
 
 def _made(one: TalkedTurn, intent: str) -> MadeImage:
     assert one.image is not None
-    told = {"dialogue": one.dialogue, "round": one.turn, "sibling": 0, "seed": one.seed, "utterance": one.utterance}
+    told: dict[str, Any] = {"dialogue": one.dialogue, "round": one.turn, "sibling": 0, "seed": one.seed, "utterance": one.utterance}
     return MadeImage(**told, prompt=one.prompt or "", intent=intent, image=one.image, seconds=one.seconds)
 
 

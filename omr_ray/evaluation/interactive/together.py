@@ -1,14 +1,15 @@
 """Calls that threads make at about the same time, made as one: so that many dialogues share the batches of a model.
 
 Each dialogue is plain sequential code in a thread of its own. When all threads wait for an answer, or have ended, the calls of one kind
-go out together, in the order of the threads; so what is in a batch follows from the work alone, and never from the clock.
+go out together, in the order of the threads; so what is in a batch follows from the work alone, and never from the clock. Where several
+kinds wait, the first one goes: who has less to ask first catches up with the others.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -16,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 LONGEST_S = 3600  # that a thread waits for an answer, which comes unless the main thread was interrupted
 
 Result = TypeVar("Result")
-Call = Callable[[list[Any], Any], Sequence[Any]]  # items, and what the calls of one batch have in common, to an answer an item
+Call = Callable[[list[Any], Any], Iterable[Any]]  # items, and what the calls of one batch have in common, to an answer an item
 
 
 class Ask(Protocol):
@@ -35,10 +36,13 @@ class _Asked:
 
 
 class Together:
-    """Example: Together({"embed": lambda texts, _: clip.embed_texts(texts)}).run(works)"""
+    """calls: by kind, in the order in which they go; those of one kind go by what they have in common, ascending.
+
+    Example: Together({"embed": lambda texts, _: clip.embed_texts(texts)}).run(works)
+    """
 
     def __init__(self, calls: Mapping[str, Call]) -> None:
-        self._calls = calls
+        self._calls, self._order = calls, {kind: place for place, kind in enumerate(calls)}
 
     def run(self, works: Sequence[Callable[[Ask], Result]]) -> list[Result]:
         """What N works return. Raises what the first of them raised, after all have ended. The calls run in this thread."""
@@ -60,33 +64,37 @@ class Together:
 
         for place in range(len(works)):
             threading.Thread(target=work, args=(place,), daemon=True).start()
+        waiting: list[_Asked] = []
         running = len(works)
         while running:  # each running thread posts once: a call, or its end
-            asked = sorted((one for one in (posted.get() for _ in range(running)) if one is not None), key=lambda one: one.place)
-            self._answer(asked)
-            running = len(asked)
+            waiting += [one for one in (posted.get() for _ in range(running)) if one is not None]
+            first = min(map(self._turn, waiting), default=None)
+            batch = sorted((one for one in waiting if self._turn(one) == first), key=lambda one: one.place)
+            waiting = [one for one in waiting if self._turn(one) != first]
+            self._answer(batch)
+            running = len(batch)
         for result in results:
             if isinstance(result, Exception):
                 raise result
         return results
 
-    def _answer(self, asked: Sequence[_Asked]) -> None:
-        batches: dict[Any, list[_Asked]] = {}
-        for one in asked:
-            batches.setdefault((one.kind, one.common), []).append(one)
-        for (kind, common), batch in batches.items():
-            items = [item for one in batch for item in one.items]
-            try:
-                answers = iter(self._calls[kind](items, common))
-                for one in batch:
-                    one.answer.set_result([next(answers) for _ in one.items])
-            except Exception as error:
-                self._answer_alone(batch, error)
+    def _turn(self, one: _Asked) -> tuple[int, Any]:
+        return self._order[one.kind], one.common
 
-    def _answer_alone(self, batch: Sequence[_Asked], error: Exception) -> None:
-        """What one of them is to blame for must not end the others."""
-        if len(batch) == 1:
-            batch[0].answer.set_exception(error)
+    def _answer(self, batch: Sequence[_Asked]) -> None:
+        """Calls of one kind. What one of them is to blame for does not end the others."""
+        if not batch:
+            return
+        items = [item for one in batch for item in one.items]
+        try:
+            answers = list(self._calls[batch[0].kind](items, batch[0].common))
+        except Exception as error:
+            if len(batch) == 1:
+                batch[0].answer.set_exception(error)
+            else:
+                for one in batch:
+                    self._answer([one])
             return
         for one in batch:
-            self._answer([one])
+            own, answers = answers[: len(one.items)], answers[len(one.items) :]
+            one.answer.set_result(own)
