@@ -144,9 +144,8 @@ def talk(
         if turn <= 2 and all(one.status == "failed" for one in shown):  # the first image, and the first edit
             raise UserError(f"every round of turn {turn} failed, the first with: {shown[0].error}; mend the config or the service")
         for one, found, seen in zip(active, shown, _readings(read, shown), strict=True):
-            rng = np.random.default_rng(one.next.seed)
             last = turn == max_turns
-            turns.append(_heard(one, found, seen, rng, variant, seed, share, last, skip_probability, keep=one.next.talk < pictures))
+            turns.append(_heard(one, found, seen, variant, seed, share, last, skip_probability, keep=one.next.talk < pictures))
     return turns
 
 
@@ -169,7 +168,6 @@ def _heard(
     one: _Talk,
     shown: Shown,
     seen: dict[str, str] | None,
-    rng: np.random.Generator,
     variant: Variant,
     seed: int,
     seconds: float,
@@ -184,7 +182,7 @@ def _heard(
     one.features = one.features if shown.features is None else shown.features
     one.over = satisfied or last
     if not one.over:
-        one.next = _reply(one, shown, seen, rng, variant, seed, skip_probability)
+        one.next = _reply(one, shown, seen, variant, seed, skip_probability)
         answered = None if shown.question is None else one.next.answer is not None
     return TalkedTurn(
         dialogue=one.dialogue.id,
@@ -210,16 +208,18 @@ def _reply(
     one: _Talk,
     shown: Shown,
     seen: dict[str, str] | None,
-    rng: np.random.Generator,
     variant: Variant,
     seed: int,
     skip_probability: float,
 ) -> Said:
-    """What a user says who is not satisfied. First they look, then they answer: the question is about the same image."""
-    user = one.user.again(rng) if seen is None else one.user.look(seen, rng)
-    answer = None
+    """What a user says who is not satisfied: the answer to the question, and what else is wrong."""
+    user, answer = one.user, None
     if shown.question is not None:
-        user, answer = user.answer(shown.question, rng, skip_probability=skip_probability)
+        # A stream of its own: whether somebody was asked must not change the words of the rest.
+        drawn = np.random.default_rng([one.next.seed, 1])
+        user, answer = user.answer(shown.question, drawn, skip_probability=skip_probability)
+    rng = np.random.default_rng(one.next.seed)
+    user = user.again(rng) if seen is None else user.look(seen, rng, answered=None if answer is None else shown.question)
     one.user, turn = user, one.next.turn + 1
     return Said(
         talk=one.next.talk,
