@@ -150,7 +150,10 @@ class LoadedModels:
         language, diffusion = config.replicas.language, config.replicas.diffusion
         device = device_for(language, "language")
         self._clip = Clip.from_pretrained(shipped("clip") if config.clip == "atelier" else config.clip, device)
-        self._language = language_model_from(config.dialogue.language, device, language.threads)
+        spoken = config.dialogue.language
+        if spoken.type == "transformers":
+            spoken = spoken.model_copy(update={"batch_size": BATCH})
+        self._language = language_model_from(spoken, device, language.threads)
         self._painter = Painter(config, device_for(diffusion, "diffusion"), diffusion.threads, BATCH)
 
     def complete(self, conversations: Sequence[Conversation], *, max_tokens: int) -> list[str]:
