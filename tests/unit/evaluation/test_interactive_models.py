@@ -92,7 +92,8 @@ def test_language_and_texts(models):
 def test_a_language_model_that_cannot_talk_ends_the_command(config, tmp_path, capsys):
     """The embedded painter with a language model of random weights; nothing is kept of it."""
     language, clip = config.dialogue.language.path, config.clip
-    arguments = [f"clip={clip}", f"dialogue.language={{type: transformers, path: {language}}}", "painting.steps=1", "--intents", "2", "--seeds", "0"]
+    spoken = f"dialogue.language={{type: transformers, path: {language}}}"
+    arguments = [f"clip={clip}", spoken, "painting.steps=1", "--intents", "2", "--seeds", "0"]
     assert cli.main(["simulate", "configs/serve_atelier.yaml", "--out", str(tmp_path), *arguments, "--variants", "augmentation"]) == 2
     assert "every round of turn 1 failed, the first with: the language model" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.parquet"))
