@@ -9,6 +9,7 @@ counts the UNet's multiplications and additions alone. Prints one JSON object.
 
 import argparse
 import json
+import socket
 import statistics
 import sys
 import time
@@ -120,7 +121,10 @@ def learner(config: RunConfig, device: str, repeats: int) -> dict[str, Any]:
     ]
     made = sampler_from(policy_from(config.model, config.lora, device), config.sampler).sample(dialogues, seed=0, policy_version=0)
     batch, pairs = controller.learner_inputs(config, randomly_scored(made, 0), 1)
-    join_group(rank=0, world_size=1, local_rank=0, address="127.0.0.1", port=29531, device=device, timeout_s=LIMIT_S)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    join_group(rank=0, world_size=1, local_rank=0, address="127.0.0.1", port=port, device=device, timeout_s=LIMIT_S)
     try:
         rank = LearnerRank(config, None, device)
         if device == "cuda":
