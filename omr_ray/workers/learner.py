@@ -17,8 +17,9 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from omr_ray.config.run import RunConfig
 from omr_ray.tracking import Span
 from omr_ray.types import Batch, LearnerState, RoundPairs, Update, UserError
+from omr_ray.workers.call import WorkersFailed
 from omr_ray.workers.placement import in_trial, learner_group, resources
-from omr_ray.workers.supervisor import FAULTS_OF_A_MACHINE, WorkersFailed
+from omr_ray.workers.supervisor import FAULTS_OF_A_MACHINE
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")

@@ -32,6 +32,11 @@ def resources(actors: Actor) -> Resources:
     return {name: amount for name, amount in (("CPU", actors.num_cpus), ("GPU", actors.num_gpus)) if amount > 0}
 
 
+def amounts(resources: Resources) -> str:
+    """For messages: "0.5 CPU and 1 GPU"."""
+    return " and ".join(f"{amount:g} {name}" for name, amount in resources.items()) or "nothing"
+
+
 def learner_bundles(config: RunConfig) -> list[Resources]:
     """One bundle a learner rank. A bundle may not be empty, so a rank that reserves nothing gets a sliver of a CPU."""
     return [resources(config.workers.learner) or {"CPU": 0.001} for _ in range(config.learner.ranks)]

@@ -1,0 +1,84 @@
+"""A Ray cluster of several nodes on this machine, for scripts that kill some of them. The head, where the driver is, stays."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import ray
+from ray.cluster_utils import Cluster
+
+LIMIT = 900.0
+# A dead node is noticed in seconds. On a busy machine Ray's agents start slowly, and nicer workers starve.
+ENVIRONMENT = {
+    "RAY_health_check_initial_delay_ms": "0",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "10000",
+    "RAY_health_check_failure_threshold": "3",
+    "RAY_agent_register_timeout_ms": "600000",
+    "RAY_raylet_start_wait_time_s": "600",
+    "RAY_worker_register_timeout_seconds": "600",
+    "RAY_worker_niceness": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+class Machines:
+    """A head without CPUs, to which this process is connected, and nodes that come and go."""
+
+    def __init__(self, cpus: float) -> None:
+        self._cpus = cpus
+        self._cluster = Cluster()
+        self._start(num_cpus=0, include_dashboard=False)
+        ray.init(address=self._cluster.address, log_to_driver=False)
+
+    def add(self, **labels: str) -> Any:
+        return self._start(num_cpus=self._cpus, labels=labels or None)
+
+    def kill(self, node: Any) -> None:
+        """As if its power was cut: every process of it, at once."""
+        self._cluster.worker_nodes.discard(node)
+        raylets = [psutil.Process(info.process.pid) for kind in node.all_processes.values() for info in kind]
+        _kill([*raylets, *(child for raylet in raylets for child in raylet.children(recursive=True))])
+
+    def gone(self, node: Any) -> bool:
+        """Whether Ray has noticed."""
+        return not any(found["NodeID"] == node.node_id and found["Alive"] for found in ray.nodes())
+
+    def close(self) -> None:
+        ray.shutdown()
+        _kill(psutil.Process().children(recursive=True))
+
+    def _start(self, **options: Any) -> Any:
+        """Ray gives a node 30 s to start, which a busy machine may miss: then it is tried again."""
+        deadline = time.monotonic() + LIMIT
+        while True:
+            before = {child.pid for child in psutil.Process().children(recursive=True)}
+            try:
+                return self._cluster.add_node(object_store_memory=100 * 2**20, **options)
+            except Exception:
+                _kill([child for child in psutil.Process().children(recursive=True) if child.pid not in before])
+                if time.monotonic() > deadline:
+                    raise
+
+
+def _kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=LIMIT)
+
+
+@contextlib.contextmanager
+def machines(cpus: float) -> Iterator[Machines]:
+    os.environ.update(ENVIRONMENT)
+    found = Machines(cpus)
+    try:
+        yield found
+    finally:
+        found.close()
