@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +14,7 @@ from typing import Any
 import psutil
 import ray
 from ray.cluster_utils import Cluster
+from ray.core.generated import autoscaler_pb2
 
 LIMIT = 900.0
 # A dead node is noticed in seconds. On a busy machine Ray's agents start slowly, and nicer workers starve.
@@ -46,9 +50,12 @@ class Machines:
         raylets = [psutil.Process(info.process.pid) for kind in node.all_processes.values() for info in kind]
         _kill([*raylets, *(child for raylet in raylets for child in raylet.children(recursive=True))])
 
-    def gone(self, node: Any) -> bool:
-        """Whether Ray has noticed."""
-        return not any(found["NodeID"] == node.node_id and found["Alive"] for found in ray.nodes())
+    def drain(self, node: Any, seconds: float) -> None:
+        """The notice of a spot machine."""
+        reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+        deadline = int((time.time() + seconds) * 1e3)
+        accepted, why = ray._private.worker.global_worker.gcs_client.drain_node(node.node_id, reason, "spot", deadline)
+        assert accepted, why
 
     def close(self) -> None:
         ray.shutdown()
@@ -76,9 +83,13 @@ def _kill(processes: list[psutil.Process]) -> None:
 
 @contextlib.contextmanager
 def machines(cpus: float) -> Iterator[Machines]:
-    os.environ.update(ENVIRONMENT)
+    place = tempfile.mkdtemp(prefix="omr")  # short: sockets have paths of at most 107 bytes
+    # A place of its own: in the common one Ray would leave this cluster's address for whoever starts Ray next.
+    os.environ.update(ENVIRONMENT, RAY_TMPDIR=place, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    os.environ.pop("RAY_ADDRESS", None)
     found = Machines(cpus)
     try:
         yield found
     finally:
         found.close()
+        shutil.rmtree(place, ignore_errors=True)
