@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -18,7 +16,7 @@ from ray.core.generated import autoscaler_pb2
 
 LIMIT = 900.0
 # A dead node is noticed in seconds. On a busy machine Ray's agents start slowly, and nicer workers starve.
-ENVIRONMENT = {
+SETTINGS = {
     "RAY_health_check_initial_delay_ms": "0",
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "10000",
@@ -30,6 +28,16 @@ ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "OMP_NUM_THREADS": "1",
 }
+
+
+def environment(place: str) -> dict[str, str]:
+    """For the process that connects: Ray reads its token once, as it is imported.
+
+    `place`, a directory with a short name (sockets have paths of at most 107 bytes), takes all that Ray writes; in the
+    common one it would leave this cluster's address to whoever starts Ray next.
+    """
+    kept = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "PYTHONDONTWRITEBYTECODE")}
+    return {**kept, **SETTINGS, "RAY_TMPDIR": place, "HOME": place, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 class Machines:
@@ -83,13 +91,8 @@ def _kill(processes: list[psutil.Process]) -> None:
 
 @contextlib.contextmanager
 def machines(cpus: float) -> Iterator[Machines]:
-    place = tempfile.mkdtemp(prefix="omr")  # short: sockets have paths of at most 107 bytes
-    # A place of its own: in the common one Ray would leave this cluster's address for whoever starts Ray next.
-    os.environ.update(ENVIRONMENT, RAY_TMPDIR=place, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
-    os.environ.pop("RAY_ADDRESS", None)
     found = Machines(cpus)
     try:
         yield found
     finally:
         found.close()
-        shutil.rmtree(place, ignore_errors=True)

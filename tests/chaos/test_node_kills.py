@@ -4,9 +4,12 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+
+from tests.chaos.machines import environment
 
 ROOT = Path(__file__).parents[2]
 
@@ -17,8 +20,10 @@ def local_ray():
 
 
 def played(scenario: str, directory: Path, limit: float) -> dict:
+    """What the scenario printed last."""
     command = [sys.executable, "-m", "tests.chaos.kill_nodes", scenario, str(directory)]
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit)
+    with tempfile.TemporaryDirectory(prefix="omr", ignore_cleanup_errors=True) as place:
+        process = subprocess.run(command, cwd=ROOT, env=environment(place), capture_output=True, text=True, timeout=limit)
     assert process.returncode == 0, process.stderr[-8000:]
     return json.loads(process.stdout.splitlines()[-1])
 
