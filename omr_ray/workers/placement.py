@@ -119,6 +119,8 @@ def learner_group(config: RunConfig) -> PlacementGroup | None:
     """
     from ray.util.placement_group import placement_group, remove_placement_group
 
+    from omr_ray.workers.nodes import room
+
     if _trial_group() is not None:
         return None
     wanted, limit = learner_bundles(config), config.workers.start_timeout_s
@@ -127,7 +129,7 @@ def learner_group(config: RunConfig) -> PlacementGroup | None:
     if not group.wait(limit):
         remove_placement_group(group)
         raise UserError(
-            f"workers.learner: no room for {len(wanted)} x {wanted[0]} within {limit:g} s (workers.start_timeout_s), {_free()} free; "
+            f"workers.learner: no room for {len(wanted)} x {wanted[0]} within {limit:g} s (workers.start_timeout_s), the cluster has {room()}; "
             "lower learner.ranks or workers.*.num_cpus, or add machines"
         )
     return group
@@ -143,10 +145,3 @@ def _labelled(pool: Pool) -> bool:
     import ray
 
     return any(node["Alive"] and node.get("Labels", {}).get("pool") == pool for node in ray.nodes())
-
-
-def _free() -> str:
-    import ray
-
-    free = ray.available_resources()
-    return " and ".join(f"{free.get(name, 0.0):g} {name}" for name in ("CPU", "GPU"))
