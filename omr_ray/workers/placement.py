@@ -129,8 +129,8 @@ def learner_group(config: RunConfig) -> PlacementGroup | None:
     if not group.wait(limit):
         remove_placement_group(group)
         raise UserError(
-            f"workers.learner: no room for {len(wanted)} x {wanted[0]} within {limit:g} s (workers.start_timeout_s), the cluster has {room()}; "
-            "lower learner.ranks or workers.*.num_cpus, or add machines"
+            f"workers.learner: no room for {len(wanted)} x {wanted[0]} within {limit:g} s (workers.start_timeout_s), the cluster has "
+            f"{room()}; lower learner.ranks or workers.*.num_cpus, or add machines"
         )
     return group
 
