@@ -55,8 +55,7 @@ class Machines:
     def kill(self, node: Any) -> None:
         """As if its power was cut: every process of it, at once."""
         self._cluster.worker_nodes.discard(node)
-        raylets = [psutil.Process(info.process.pid) for kind in node.all_processes.values() for info in kind]
-        _kill([*raylets, *(child for raylet in raylets for child in raylet.children(recursive=True))])
+        _kill([psutil.Process(info.process.pid) for kind in node.all_processes.values() for info in kind])
 
     def drain(self, node: Any, seconds: float) -> None:
         """The notice of a spot machine."""
@@ -67,22 +66,27 @@ class Machines:
 
     def close(self) -> None:
         ray.shutdown()
-        _kill(psutil.Process().children(recursive=True))
+        _kill(psutil.Process().children())
 
     def _start(self, **options: Any) -> Any:
         """Ray gives a node 30 s to start, which a busy machine may miss: then it is tried again."""
         deadline = time.monotonic() + LIMIT
         while True:
-            before = {child.pid for child in psutil.Process().children(recursive=True)}
+            before = {child.pid for child in psutil.Process().children()}
             try:
                 return self._cluster.add_node(object_store_memory=100 * 2**20, **options)
             except Exception:
-                _kill([child for child in psutil.Process().children(recursive=True) if child.pid not in before])
+                _kill([child for child in psutil.Process().children() if child.pid not in before])
                 if time.monotonic() > deadline:
                     raise
 
 
-def _kill(processes: list[psutil.Process]) -> None:
+def _kill(roots: list[psutil.Process]) -> None:
+    """These and all that they started."""
+    processes = list(roots)
+    for root in roots:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            processes += root.children(recursive=True)
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
