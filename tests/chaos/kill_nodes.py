@@ -75,8 +75,8 @@ def nodes_of(kind: str) -> set[str]:
 def pool(directory: Path) -> dict[str, Any]:
     """A node dies in mid-rollout, another joins later; then one gives notice, and another is there."""
     workers = ("workers.rollout={count: 2, num_cpus: 1}", f"workers.timeout_s={LIMIT}", f"workers.start_timeout_s={LIMIT}")
-    config = RunConfig.load(CONFIG, [*SMALL, "sampler.steps=20", "sampler.window=[1,20]", "sampler.siblings=4", *workers])
-    dialogues = source_from(config).next(1, 12)
+    config = RunConfig.load(CONFIG, [*SMALL, "sampler.steps=10", "sampler.window=[1,10]", *workers])
+    dialogues = source_from(config).next(1, 6)
     with machines(cpus=1) as cluster, closing(RolloutPool(config)) as rollout_pool:
         nodes = [cluster.add(), cluster.add()]
 

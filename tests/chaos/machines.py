@@ -52,6 +52,9 @@ class Machines:
     def add(self, **labels: str) -> Any:
         return self._start(num_cpus=self._cpus, labels=labels or None)
 
+    def nodes(self) -> list[Any]:
+        return list(self._cluster.worker_nodes)
+
     def kill(self, node: Any) -> None:
         """As if its power was cut: every process of it, at once."""
         self._cluster.worker_nodes.discard(node)

@@ -19,9 +19,9 @@ def local_ray():
     """Not for these tests: they start their own."""
 
 
-def played(scenario: str, directory: Path, limit: float) -> dict:
+def played(script: str, *words: str, limit: float) -> dict:
     """What the scenario printed last."""
-    command = [sys.executable, "-m", "tests.chaos.kill_nodes", scenario, str(directory)]
+    command = [sys.executable, "-m", f"tests.chaos.{script}", *words]
     with tempfile.TemporaryDirectory(prefix="omr", ignore_cleanup_errors=True) as place:
         process = subprocess.run(command, cwd=ROOT, env=environment(place), capture_output=True, text=True, timeout=limit)
     assert process.returncode == 0, process.stderr[-8000:]
@@ -29,9 +29,23 @@ def played(scenario: str, directory: Path, limit: float) -> dict:
 
 
 @pytest.mark.timeout(2400)
+def test_workers_and_ranks_follow_the_nodes(tmp_path):
+    """A node dies in mid-call, another joins, one gives notice; then one dies under a learner of two ranks, another joins."""
+    found = played("kill_toys", limit=2300)
+    killed, alone, whole, drained, after = found["figures"]
+    assert found["values"] == [[0, 1, 2, 3]] * 5
+    assert killed["retries"] == 1 and (alone["up"], alone["pending"]) == (1, 1)  # no room for the second one
+    assert (whole["up"], whole["pending"], whole["replacements"]) == (2, 0, 0)
+    assert drained["retries"] == 0 and drained["replacements"] == 1  # who has notice finishes its call
+    assert after["draining"] == 0 and found["left"]
+    assert found["ranks"] == [2, 1, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_a_pool_shrinks_and_grows_with_the_cluster_and_its_samples_stay_the_same(tmp_path):
     """A node dies in mid-rollout, another joins, one gives notice: six rounds of samples."""
-    found = played("pool", tmp_path, 2300)
+    found = played("kill_nodes", "pool", str(tmp_path), limit=2300)
     assert found["same"] == [True] * 6
     assert found["retries"][0] >= 1 and found["retries"][3:] == [0, 0, 0]  # who has notice finishes its call
     assert found["pending"][:3] == [1, 1, 0]  # no room for the second worker, then there is
@@ -41,7 +55,7 @@ def test_a_pool_shrinks_and_grows_with_the_cluster_and_its_samples_stay_the_same
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_a_learner_that_lost_a_machine_goes_on_with_one_rank_and_is_whole_at_its_next_restart(tmp_path):
-    found = played("learner", tmp_path, 2300)
+    found = played("kill_nodes", "learner", str(tmp_path), limit=2300)
     assert found["ranks"] == [2, 1, 2]
     assert found["difference"] <= 1e-6
 
@@ -49,7 +63,7 @@ def test_a_learner_that_lost_a_machine_goes_on_with_one_rank_and_is_whole_at_its
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_a_run_whose_nodes_are_killed_twenty_times_ends_as_if_nothing_had_happened(tmp_path):
-    found = played("run", tmp_path, 7000)
+    found = played("kill_nodes", "run", str(tmp_path), limit=7000)
     print("\nkilled in    kills  recovery s (median, most)")
     for phase, seconds in found["recovery_s"].items():
         print(f"{phase:<12} {len(seconds):5}  {statistics.median(seconds):6.1f} {max(seconds):6.1f}")
