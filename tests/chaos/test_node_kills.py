@@ -29,7 +29,7 @@ def played(script: str, *words: str, limit: float) -> dict:
 
 
 @pytest.mark.timeout(2400)
-def test_workers_and_ranks_follow_the_nodes(tmp_path):
+def test_workers_and_ranks_follow_the_nodes():
     """A node dies in mid-call, another joins, one gives notice; then one dies under a learner of two ranks, another joins."""
     found = played("kill_toys", limit=2300)
     killed, alone, whole, drained, after = found["figures"]
