@@ -168,7 +168,7 @@ class Supervisor:
         gone = self._runtime.draining()
         for worker in list(self._workers) if gone else ():
             node = None if worker.lost else self._runtime.node(worker.handle)
-            if node in gone:
+            if node is not None and node in gone:
                 self._leave(worker, gone[node])
         if self._leaving or any(worker.placed and not worker.lost for worker in self._workers):
             self._stranded = inf
