@@ -15,14 +15,14 @@ from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
 LIMIT = 900.0
-# A dead node is noticed in seconds. On a busy machine Ray's agents start slowly, and nicer workers starve.
+# A dead node is noticed in seconds. On a busy machine Ray's agents start slowly, and nicer workers starve; how long a node may
+# take stays as it is, because one that failed is only found by that limit.
 SETTINGS = {
     "RAY_health_check_initial_delay_ms": "0",
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "10000",
     "RAY_health_check_failure_threshold": "3",
     "RAY_agent_register_timeout_ms": "600000",
-    "RAY_raylet_start_wait_time_s": "600",
     "RAY_worker_register_timeout_seconds": "600",
     "RAY_worker_niceness": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
