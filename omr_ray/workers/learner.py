@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 from ray.util import remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -24,6 +24,8 @@ from omr_ray.workers.supervisor import FAULTS_OF_A_MACHINE
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
+
+AGAIN_S = 1.0  # before a rank is asked for again that died before it had a place
 
 
 class LearnerWorker:
@@ -159,22 +161,29 @@ class LearnerGroup:
 
         Raises WorkersFailed where these are too few.
         """
-        asked = [rank.node.remote() for rank in self._ranks]
-        there, late = ray.wait(asked, num_returns=len(asked), timeout=limit)
-        fewest, wanted = self.config.learner.min_ranks, len(asked)
-        if late:
-            for rank, node in zip(self._ranks, asked, strict=True):
-                if node in late:
-                    ray.kill(rank)
-            self._ranks = [rank for rank, node in zip(self._ranks, asked, strict=True) if node in there]
-            log.warning("learner: a place for %d of %d ranks within %g s", len(there), wanted, limit)
-        if len(there) < fewest:
+        deadline, wanted, nodes = time.monotonic() + limit, len(self._ranks), dict[int, str]()
+        asked = {rank.node.remote(): bundle for bundle, rank in enumerate(self._ranks)}
+        while asked and (ready := ray.wait(list(asked), num_returns=1, timeout=max(0.0, deadline - time.monotonic()))[0]):
+            bundle = asked.pop(ready[0])
+            try:
+                nodes[bundle] = ray.get(ready[0], timeout=limit)
+            except RayActorError:  # Ray gives an actor up whose bundle's machine dies: the bundle may find another
+                time.sleep(AGAIN_S)
+                self._ranks[bundle] = self._rank(bundle)
+                asked[self._ranks[bundle].node.remote()] = bundle
+        for bundle in asked.values():
+            ray.kill(self._ranks[bundle])
+        self._ranks = [self._ranks[bundle] for bundle in sorted(nodes)]
+        fewest = self.config.learner.min_ranks
+        if len(nodes) < wanted:
+            log.warning("learner: a place for %d of %d ranks within %g s", len(nodes), wanted, limit)
+        if len(nodes) < fewest:
             self.close()
             raise WorkersFailed(
-                f"learner: a place for {len(there)} of {wanted} ranks within {limit:g} s (workers.start_timeout_s), and learner.min_ranks "
+                f"learner: a place for {len(nodes)} of {wanted} ranks within {limit:g} s (workers.start_timeout_s), and learner.min_ranks "
                 f"is {fewest}; each asks for {amounts(resources(self.config.workers.learner))}, the cluster has {room()}"
             )
-        return ray.get([node for node in asked if node in there], timeout=limit)
+        return [nodes[bundle] for bundle in sorted(nodes)]
 
     def _rank(self, bundle: int) -> Any:
         wanted = resources(self.config.workers.learner)
