@@ -116,8 +116,26 @@ def _parser() -> argparse.ArgumentParser:
     serve = _command(commands, "serve", _serve, "the dialogue as a service, on Ray Serve", config=True)
     serve.add_argument("--build", type=Path, metavar="FILE", help="write the Serve YAML for a cluster instead of serving here")
     serve.add_argument("--new-key", metavar="OWNER", help="make an API key, print it and end")
+    _simulate_command(commands)
     _votes_commands(commands)
     return parser
+
+
+def _simulate_command(commands: Any) -> None:
+    simulate = _command(
+        commands, "simulate", _simulate, "simulated users with hidden intents talk to the system; CONFIG is a service's", config=True
+    )
+    simulate.add_argument("--out", required=True, help="directory for the result; what is there already is not done again")
+    simulate.add_argument("--intents", type=int, default=200, help="held-out intents, one user each (default: 200)")
+    simulate.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED")
+    simulate.add_argument("--turns", type=int, default=8, help="most of a dialogue (default: 8)")
+    simulate.add_argument("--skip-probability", type=float, default=0.1, help="of a clarification question (default: 0.1)")
+    simulate.add_argument("--adapter", type=Path, help="adapter of the full system, in any of the three exported forms (default: the base)")
+    simulate.add_argument(
+        "--variants", nargs="+", metavar="NAME", help="full, no-questions, no-adapter, augmentation, scratch (default: all)"
+    )
+    simulate.add_argument("--url", help="talk to this running service over HTTP instead, for example http://127.0.0.1:8000")
+    simulate.add_argument("--key-env", metavar="NAME", help="environment variable that holds the service's API key")
 
 
 def _votes_commands(commands: Any) -> None:
@@ -290,6 +308,22 @@ def _serve(options: argparse.Namespace) -> dict:
         print(f"key of {made['owner']}, shown once: {made['key']}", file=sys.stderr)
         return made
     return launch.run(config)
+
+
+def _simulate(options: argparse.Namespace) -> dict:
+    from omr_ray.config.serve import ServeConfig
+
+    config = ServeConfig.load(options.config, options.overrides)
+    from omr_ray.evaluation.interactive.simulate import Simulation, simulate
+
+    simulation = Simulation(
+        intents=options.intents,
+        seeds=tuple(options.seeds),
+        max_turns=options.turns,
+        skip_probability=options.skip_probability,
+        variants=None if options.variants is None else tuple(options.variants),
+    )
+    return simulate(config, options.out, simulation, adapter=options.adapter, url=options.url, key_env=options.key_env)
 
 
 def _votes_export(options: argparse.Namespace) -> dict:

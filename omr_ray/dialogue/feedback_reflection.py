@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from omr_ray.dialogue.d2p import Embed
 from omr_ray.vlm.engine import LanguageModel
 from omr_ray.vlm.structured import ask, ask_one
 from omr_ray.vlm.templates import ASPECTS, CLARIFY, DESCRIBE, SPLIT
@@ -66,6 +67,16 @@ def aspect_scores(wanted: Mapping[str, str], shown: Mapping[str, str], similarit
     return tuple(
         AspectScore(aspect=aspect, wanted=wanted.get(aspect), shown=shown[aspect], similarity=known.get(aspect)) for aspect in ASPECTS
     )
+
+
+def by_cosine(embed: Embed) -> Similarity:
+    """sim of TDRI eq. 5 as the cosine of a text encoder's unit vectors."""
+
+    def similarity(wanted: Sequence[str], shown: Sequence[str]) -> np.ndarray:
+        vectors = embed([*wanted, *shown]).astype(np.float64)
+        return (vectors[: len(wanted)] * vectors[len(wanted) :]).sum(1)
+
+    return similarity
 
 
 def ambiguity(scores: Sequence[AspectScore], weights: Mapping[str, float], unnamed_similarity: float) -> float:

@@ -51,26 +51,28 @@ class SimulatedUser:
         """Whether the image shows every aspect of the target."""
         return not wrong_aspects(self.target, seen)
 
-    def look(self, seen: Mapping[str, str], rng: np.random.Generator) -> SimulatedUser:
+    def look(self, seen: Mapping[str, str], rng: np.random.Generator, *, answered: str | None = None) -> SimulatedUser:
         """The same user one utterance later, having looked at an image that shows `seen` and found it wrong.
 
         States up to two aspects that are wrong: first those asked for already and still wrong (a user who is not
-        heard repeats), then those not asked for yet. The prompt accumulates.
+        heard repeats), then those not asked for yet. What a question was `answered` about in the same breath is not said
+        twice; where nothing else is wrong, the utterance is empty. The prompt accumulates.
         """
-        wrong = wrong_aspects(self.target, seen)
+        wrong = [aspect for aspect in wrong_aspects(self.target, seen) if aspect != answered]
         again = [aspect for aspect in wrong if self.named.get(aspect) == self.target[aspect]]
         fresh = [aspect for aspect in wrong if aspect not in again]
         stated = {aspect: self.target[aspect] for aspect in (again + fresh)[:ASPECTS_A_TURN]}
         named = {**self.named, **stated}
         opening = "that is still not right, " if again else ""
-        said = opening + self.language.utterance(stated, rng)
+        said = opening + self.language.utterance(stated, rng) if stated else ""
         return replace(self, named=named, utterance=said, prompt=self.language.prompt_of(named))
 
-    def answer(self, aspect: str, rng: np.random.Generator, *, skip_probability: float = 0.0) -> tuple[SimulatedUser, str | None]:
-        """The same user having been asked about one aspect, and what they say: None where they skip it, or do not care.
+    def again(self, rng: np.random.Generator) -> SimulatedUser:
+        """The same user one utterance later, who was shown no image: everything that was asked for so far, in other words."""
+        return replace(self, utterance=self.language.utterance(self.named, rng))
 
-        A picture is looked at before its question is answered: `look`, then `answer`.
-        """
+    def answer(self, aspect: str, rng: np.random.Generator, *, skip_probability: float = 0.0) -> tuple[SimulatedUser, str | None]:
+        """The same user having been asked about one aspect, and what they say: None where they skip it, or do not care."""
         if aspect not in self.target or rng.random() < skip_probability:
             return self, None
         stated = {aspect: self.target[aspect]}

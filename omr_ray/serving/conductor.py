@@ -14,6 +14,7 @@ import numpy as np
 
 from omr_ray.config.serve import ServeConfig
 from omr_ray.dialogue.engine import Cancelled, Commission, DialogueEngine, Picture
+from omr_ray.dialogue.feedback_reflection import by_cosine
 from omr_ray.dialogue.session import SessionRound
 from omr_ray.serving.adapters import pinned
 from omr_ray.serving.events import Preview, Progress
@@ -146,7 +147,7 @@ class Conductor:
             painter=paint,
             pictures=self._pictures,
             embed=self._models.embed,
-            similarity=self._similarity,
+            similarity=by_cosine(self._models.embed),
             config=self._config.dialogue,
         )
 
@@ -159,11 +160,6 @@ class Conductor:
             if preview is not None:
                 shown = Preview(round=claimed.round, step=step, b64_json=to_base64(preview))
                 sessions.tell(transaction, claimed.session, "preview", claimed.round, shown)
-
-    def _similarity(self, wanted: Sequence[str], shown: Sequence[str]) -> np.ndarray:
-        """Cosines of unit vectors (TDRI eq. 5), f64 [N]."""
-        vectors = self._models.embed([*wanted, *shown]).astype(np.float64)
-        return (vectors[: len(wanted)] * vectors[len(wanted) :]).sum(1)
 
     def _keep_leases(self) -> None:
         lease_s = self._config.replicas.lease_s

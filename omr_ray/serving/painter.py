@@ -1,10 +1,10 @@
-"""I_t = G(P_t, pose, C_{t-1}) (TDRI eq. 3): one commission at a time, with previews, and an end at any step."""
+"""I_t = G(P_t, pose, C_{t-1}) (TDRI eq. 3): one commission with previews and an end at any step, or many together."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from omr_ray.dialogue.engine import Commission, Picture
 from omr_ray.diffusion.attend_and_excite import AttendAndExcite
 from omr_ray.diffusion.generation import generate_guided
 from omr_ray.diffusion.pose import heat_maps
+from omr_ray.diffusion.sampler import AfterStep
 from omr_ray.loading import policy_from, pose_estimator_from, sampler_from
 from omr_ray.serving.adapters import AdapterCache, Held
 
@@ -26,52 +27,74 @@ class Painter:
     UNet takes one beside its prompt; it is kept for plots.
     """
 
-    def __init__(self, config: ServeConfig, device: str, threads: int) -> None:
+    def __init__(self, config: ServeConfig, device: str, threads: int, batch_size: int = 1) -> None:
         self._config = config
-        self._policy = policy_from(config.model, config.lora, device, threads)
-        self._sampler = sampler_from(self._policy, config.painting.sampler())
+        self.policy = policy_from(config.model, config.lora, device, threads)
+        self.sampler = sampler_from(self.policy, config.painting.sampler().model_copy(update={"batch_size": batch_size}))
         self._pose = None if config.pose is None else pose_estimator_from(config.pose.estimator, device)
-        self._attention = None if config.attention is None else AttendAndExcite(self._policy, **config.attention.model_dump())
+        self._attention = None if config.attention is None else AttendAndExcite(self.policy, **config.attention.model_dump())
         self._adapters = AdapterCache(config.adapters, rank=config.lora.rank, alpha=config.lora.alpha, kept=config.adapters_kept)
-        self._own = Held(sha256="", weights=self._policy.lora_weights())
+        self._own = Held(sha256="", weights=self.policy.lora_weights())
         self._worn = self._own.sha256
         self._lock = threading.Lock()
 
     def paint(self, commission: Commission, watch: Watch) -> Picture:
         """The same commission gives the same picture, whatever was painted before. Raises UserError, and what `watch` raises."""
-        held: Any = self._adapters.held(commission.adapter) if commission.adapter else nullcontext(self._own)
-        with self._lock, held as adapter:
-            if adapter.sha256 != self._worn:
-                self._policy.load_lora(adapter.weights)
-                self._worn = adapter.sha256
+        return self._paint_alike([commission], lambda step, steps, x0: watch(step, steps, self._preview(step, steps, x0)))[0]
+
+    def paint_all(self, commissions: Sequence[Commission]) -> list[Picture]:
+        """The pictures of N commissions; those of one kind go through the network together. Raises UserError."""
+        alike: dict[Any, list[int]] = {}
+        for row, one in enumerate(commissions):
+            pose = None if one.pose_from is None else one.pose_from.image.shape
+            alike.setdefault((one.adapter, None if one.parent is None else one.strength, pose), []).append(row)
+        pictures: dict[int, Picture] = {}
+        for rows in alike.values():
+            pictures |= zip(rows, self._paint_alike([commissions[row] for row in rows], None), strict=True)
+        return [pictures[row] for row in range(len(commissions))]
+
+    @contextmanager
+    def wearing(self, adapter: str | None) -> Iterator[None]:
+        """Inside, the policy has this adapter, or its own where it is None, and nobody else uses it. Raises UserError."""
+        held: Any = self._adapters.held(adapter) if adapter else nullcontext(self._own)
+        with self._lock, held as found:
+            if found.sha256 != self._worn:
+                self.policy.load_lora(found.weights)
+                self._worn = found.sha256
+            yield
+
+    def _paint_alike(self, commissions: Sequence[Commission], after_step: AfterStep | None) -> list[Picture]:
+        """Commissions with one adapter and one strength: all edits, or all from noise; all led by a pose, or none."""
+        first = commissions[0]
+        with self.wearing(first.adapter):
             made = generate_guided(
-                self._sampler,
-                [commission.prompt],
-                seeds=[commission.seed],
-                from_latents=None if commission.parent is None else self._latents(commission.parent)[None],
-                strength=commission.strength,
-                heat_maps=self._heat_maps(commission.pose_from),
+                self.sampler,
+                [one.prompt for one in commissions],
+                seeds=[one.seed for one in commissions],
+                from_latents=None if first.parent is None else np.stack([self._latents(one.parent) for one in commissions if one.parent]),
+                strength=first.strength,
+                heat_maps=self._heat_maps([one.pose_from.image for one in commissions if one.pose_from]),
                 attention=self._attention,
-                after_step=lambda step, steps, x0: watch(step, steps, self._preview(step, steps, x0)),
+                after_step=after_step,
             )
-        return Picture(image=made.images[0], latents=made.latents[0])
+        return [Picture(image=image, latents=latents) for image, latents in zip(made.images, made.latents, strict=True)]
 
     def _latents(self, parent: Picture) -> np.ndarray:
-        if parent.latents is not None and parent.latents.shape == self._sampler.latent_shape:
+        if parent.latents is not None and parent.latents.shape == self.sampler.latent_shape:
             return parent.latents
         from PIL import Image
 
-        height, width = (side * self._policy.vae_factor for side in self._sampler.latent_shape[1:])
+        height, width = (side * self.policy.vae_factor for side in self.sampler.latent_shape[1:])
         image = np.array(Image.fromarray(parent.image).resize((width, height), Image.Resampling.LANCZOS))
-        return self._policy.encode_images(image[None]).cpu().numpy()[0]
+        return self.policy.encode_images(image[None]).cpu().numpy()[0]
 
-    def _heat_maps(self, first: Picture | None) -> np.ndarray | None:
+    def _heat_maps(self, first: Sequence[np.ndarray]) -> np.ndarray | None:
         pose = self._config.pose
-        if first is None or pose is None or self._pose is None:
+        if not first or pose is None or self._pose is None:
             return None
-        found, (height, width) = self._pose.estimate(first.image[None]), first.image.shape[:2]
+        found, (height, width) = self._pose.estimate(np.stack(first)), first[0].shape[:2]
         return heat_maps(found, height=height, width=width, sigma=pose.sigma, min_confidence=pose.min_confidence)
 
     def _preview(self, step: int, steps: int, x0: Tensor) -> np.ndarray | None:
         every = self._config.painting.preview_every
-        return self._policy.render(x0)[0] if every and step % every == 0 and step < steps else None
+        return self.policy.render(x0)[0] if every and step % every == 0 and step < steps else None

@@ -81,7 +81,7 @@ async def _exchange(client: httpx2.AsyncClient, url: str, body: bytes, headers: 
     """Status and content, which is cut off soon after `limit` bytes."""
     async with client.stream("POST", url, content=body, headers=headers, timeout=None) as response:
         if response.status_code == 429 or response.status_code >= 500:
-            pause = _seconds(response.headers.get("retry-after"))
+            pause = retry_after_s(response.headers.get("retry-after"))
             if pause > LONGEST_PAUSE_S:
                 raise Unanswered(f"status {response.status_code}, and not to be asked again for {pause:g} s")
             raise _TryAgain(f"status {response.status_code}", pause)
@@ -109,7 +109,7 @@ def png_base64(image: np.ndarray) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _seconds(retry_after: str | None) -> float:
+def retry_after_s(retry_after: str | None) -> float:
     """Retry-After, a number or a date, in seconds from now; 0 where it is neither."""
     if retry_after is None:
         return 0.0

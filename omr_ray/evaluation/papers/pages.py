@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -18,31 +18,49 @@ from omr_ray.evaluation.papers.result import Context, Result
 def write(results: Sequence[Result], context: Context, *, made_by: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """NAME.html, NAME.json and NAME.csv a protocol, and report.html over all. `made_by`: each model and which weights it is."""
     folder = context.results.folder
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("omr_ray.evaluation", "."), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
-    template = environment.get_template("papers.html.j2")
-    common = {
+    common: dict[str, Any] = {
         "summary": _summary(context),
         "made_by": made_by,
         "skipped": sorted(context.skipped.items()),
-        "measured": MEASURED,
-        "config": dump(context.config),
-        "run": dump(context.run),
-        "versions": {"omr-ray": __version__, "python": platform.python_version()},
-        "measured_here": _measured,
+        "documents": [("Comparison", dump(context.config)), ("Run", dump(context.run))],
     }
     files = {}
     for result in results:
-        page = template.render(name=f"{result.title} · {context.config.name}", results=[result], headlines=[], **common)
-        folder.write(f"{result.name}.html", page.encode())
+        folder.write(f"{result.name}.html", page([result], name=f"{result.title} · {context.config.name}", **common).encode())
         folder.write(f"{result.name}.json", json.dumps(result.as_json(), indent=1, allow_nan=False).encode())
         folder.write(f"{result.name}.csv", result.as_csv().encode())
         files[result.name] = folder.shown(f"{result.name}.html")
     shown = sorted(results, key=lambda result: not (result.drawings or _measured(result)))  # what is missing altogether goes last
-    page = template.render(name=context.config.name, results=shown, headlines=headlines(results, context), **common)
-    folder.write("report.html", page.encode())
+    folder.write("report.html", page(shown, name=context.config.name, headlines=headlines(results, context), **common).encode())
     return {"report": folder.shown("report.html"), "protocols": files}
+
+
+def page(
+    results: Sequence[Result],
+    *,
+    name: str,
+    summary: Sequence[tuple[str, str]],
+    made_by: Sequence[tuple[str, str]],
+    documents: Sequence[tuple[str, str]],
+    skipped: Sequence[tuple[str, str]] = (),
+    headlines: Sequence[Mapping[str, str]] = (),
+) -> str:
+    """Results as one page. made_by: what is compared, and what made it; documents: configs and the like, with their titles."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("omr_ray.evaluation", "."), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template("papers.html.j2").render(
+        results=results,
+        name=name,
+        summary=summary,
+        made_by=made_by,
+        documents=documents,
+        skipped=skipped,
+        headlines=headlines,
+        measured=MEASURED,
+        measured_here=_measured,
+        versions={"omr-ray": __version__, "python": platform.python_version()},
+    )
 
 
 def headlines(results: Sequence[Result], context: Context) -> list[dict[str, str]]:

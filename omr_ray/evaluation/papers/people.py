@@ -75,7 +75,7 @@ def pictures(context: Context) -> Result:
     if not rows:
         return Result(missing=(Missing(what="Pictures", why="no images are stored"),))
     drawings = tuple(
-        Drawing(title=made[0][1][0].intent, svg=_grid(made, [f"{one.round}. “{one.utterance}”" for one in made[0][1]]), wide=True)
+        Drawing(title=made[0][1][0].intent, svg=grid(made, [f"{one.round}. “{one.utterance}”" for one in made[0][1]]), wide=True)
         for made in rows.values()
     )
     return Result(note="Sibling 0 of each dialogue, the same seeds in every row.", drawings=drawings)
@@ -87,7 +87,7 @@ def user_outputs(context: Context) -> Result:
         remedy = "name one adapter a user under models and users; `omr-ray serve` keeps them apart by user"
         return Result(missing=(Missing(what="Outputs by user", why="no users' adapters are given", remedy=remedy),))
     made = [(model, rows[0]) for model in context.config.users if (rows := _first_rows(context, model, PROMPTS))]
-    drawn = Drawing(title="One seed, each user's adapter", svg=_grid(made, [one.prompt for one in made[0][1]]), wide=True)
+    drawn = Drawing(title="One seed, each user's adapter", svg=grid(made, [one.prompt for one in made[0][1]]), wide=True)
     return Result(drawings=(drawn,))
 
 
@@ -111,7 +111,7 @@ def _first_rows(context: Context, model: str, task: str) -> list[list[Any]]:
     return [sorted(rows, key=lambda made: made.round) for _, rows in sorted(found.items())[:SHOWN_ROWS]]
 
 
-def _grid(rows: Sequence[tuple[str, list[Any]]], heads: Sequence[str]) -> Markup:
+def grid(rows: Sequence[tuple[str, list[Any]]], heads: Sequence[str]) -> Markup:
     """A table of pictures: a row a model, a column a round."""
     top = Markup("").join(Markup('<td><div class="said">{}</div></td>').format(head) for head in heads)
     lines = [

@@ -58,6 +58,21 @@ def test_a_question_is_answered_from_the_hidden_target_and_the_prompt_accumulate
     assert after.look({**INTENT, "size": "large"}, rng()).utterance.startswith("that is still")  # it was asked for
 
 
+def test_what_was_answered_is_not_said_twice_in_one_breath():
+    seen = {**INTENT, "color": "red", "size": "large"}
+    assert world.parse(user().look(seen, rng()).utterance) == {"color": "blue", "size": "small"}
+    answering, answer = user().answer("color", rng())
+    rest = answering.look(seen, rng(), answered="color")
+    assert (world.parse(answer), world.parse(rest.utterance)) == ({"color": "blue"}, {"size": "small"})
+    assert rest.named == {"content": "dress", "color": "blue", "size": "small"}
+    assert answering.look({**INTENT, "color": "red"}, rng(), answered="color").utterance == ""
+
+
+def test_who_was_shown_no_image_says_everything_again():
+    again = user().again(rng())
+    assert again.named == user().named == world.parse(again.utterance)
+
+
 def test_a_question_is_skipped_with_a_probability_and_where_the_user_does_not_care():
     draws = np.random.default_rng(0)
     answers = [user().answer("size", draws, skip_probability=0.25)[1] for _ in range(400)]
