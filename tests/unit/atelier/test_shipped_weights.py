@@ -8,11 +8,18 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from omr_ray.atelier import WEIGHTS
+from omr_ray.atelier.dialogues import make_dialogues
 from omr_ray.atelier.oracle import Oracle
 from omr_ray.atelier.render import render
+from omr_ray.atelier.stages.clip import pairwise_accuracy
+from omr_ray.atelier.stages.conversations import Conversations
+from omr_ray.atelier.stages.language_figures import fresh_render, right_share
 from omr_ray.atelier.stages.pairs import other_value
 from omr_ray.atelier.stages.policy import sample_images
 from omr_ray.atelier.world import ASPECTS, phrase, prompt_of, random_part, random_scene
+from omr_ray.config.dialogue import TransformersLanguage
+from omr_ray.loading import language_model_from
+from omr_ray.vlm.clip import Clip
 from omr_ray.vlm.reward_model import RewardModel
 from omr_ray.weights import check_directory
 
@@ -28,7 +35,7 @@ def pipeline():
 
 
 def test_every_file_has_its_checksum_and_none_is_a_pickle():
-    check_directory(WEIGHTS, parts=("unet", "vae", "text_encoder", "oracle", "reward_model"))
+    check_directory(WEIGHTS, parts=("unet", "vae", "text_encoder", "oracle", "reward_model", "language_model", "clip"))
     listed = json.loads((WEIGHTS / "checksums.json").read_text())
     files = {path.relative_to(WEIGHTS).as_posix() for path in WEIGHTS.rglob("*") if path.is_file()}
     assert files == set(listed) | {"checksums.json"}
@@ -38,7 +45,7 @@ def test_every_file_has_its_checksum_and_none_is_a_pickle():
 
 def test_the_record_tells_how_each_part_was_made():
     record = json.loads((WEIGHTS / "pretrain.json").read_text())
-    assert list(record) == ["autoencoder", "oracle", "policy", "reward_model"]
+    assert list(record) == ["autoencoder", "oracle", "policy", "reward_model", "language_model", "clip"]
     for name, entry in record.items():
         last = json.loads((WEIGHTS / "logs" / f"{name}.jsonl").read_text().splitlines()[-1])
         assert last["step"] == entry["steps"]
@@ -119,3 +126,20 @@ def test_the_reward_model_prefers_the_image_that_fits():
         rejected.append(render(scene.with_aspects({aspect: other_value(aspect, named[aspect], rng)}), rng))
     right = model.score(np.stack(chosen), prompts) > model.score(np.stack(rejected), prompts)
     assert right.float().mean() >= 0.8
+
+
+def test_the_language_model_sees_asks_and_writes_prompts():
+    model = language_model_from(TransformersLanguage(batch_size=32))
+    rng = np.random.default_rng(9)
+    fresh = Conversations("heldout", fresh_render)
+    described = [fresh.describe(aspect, rng) for aspect in ASPECTS for _ in range(12)]
+    assert right_share(model, described) >= 0.9  # the record holds the figures for 128 of each
+    assert right_share(model, [fresh.clarify(rng) for _ in range(24)]) >= 0.75
+    assert right_share(model, [fresh.to_prompt(1 + n % 3, rng) for n in range(24)]) >= 0.65
+
+
+def test_clip_finds_the_picture_that_a_text_is_about():
+    clip = Clip.from_pretrained(WEIGHTS / "clip")
+    assert pairwise_accuracy(clip, count=60, seed=3)["pairs_mean"] >= 0.85  # the record holds the figures for 200 of each
+    one = make_dialogues("heldout", 1, rounds=1)[0].intent
+    assert clip.embed_texts([one]).norm(dim=1) == pytest.approx(1.0, abs=1e-5)
