@@ -265,6 +265,15 @@ class SimulatedRuntime:
     def kill(self, handle: Any) -> None:
         pass
 
+    def node(self, handle: Any) -> str:
+        return "simulated"
+
+    def draining(self) -> Mapping[str, float]:
+        return {}
+
+    def room(self) -> str:
+        return "room for every simulated worker"
+
 
 @dataclass(frozen=True, slots=True)
 class Message:

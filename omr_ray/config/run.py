@@ -146,6 +146,7 @@ class Optimization(Config):
 class Learner(Optimization):
     """The learner of a training run over dialogues."""
 
+    min_ranks: PositiveInt = Field(1, description="a restarted group goes on with so many at least, where not all ranks have a place")
     warmup_steps: NonNegativeInt = 0
     cooldown_steps: NonNegativeInt = Field(0, description="the rate falls in a straight line over the last ones, to nothing behind them")
     ema_decay: float = Field(0.95, ge=0, lt=1, description="of the adapter; 0 turns it off")
@@ -285,6 +286,8 @@ class RunConfig(Config):
             raise ValueError("sampler.siblings must be at least 2 for ppo: an advantage compares siblings of one round")
         if isinstance(self.rewards.mutual_information, InfoNce) and self.dialogues_per_step < 2:
             raise ValueError("dialogues_per_step must be at least 2 for infonce: prompts of different dialogues compete")
+        if self.learner.min_ranks > self.learner.ranks:
+            raise ValueError(f"learner.min_ranks ({self.learner.min_ranks}) must be at most learner.ranks ({self.learner.ranks})")
         if self.samples_per_step % self.learner.ranks:
             raise ValueError(
                 f"dialogues_per_step x sampler.siblings ({self.samples_per_step}) must divide by learner.ranks ({self.learner.ranks})"

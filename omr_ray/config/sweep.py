@@ -24,7 +24,7 @@ READ_EXACTLY = ("rounds_to_intent", "accuracy")  # by the oracle of the embedded
 # Keys that every trial of a sweep shares: what it is judged on, and what it asks the cluster for.
 SHARED = (
     *("name", "dialogues", "evaluation", "rewards.preference"),
-    *("workers", "learner.ranks", "cluster", "checkpoint", "tracking"),
+    *("workers", "learner.ranks", "learner.min_ranks", "cluster", "checkpoint", "tracking"),
 )
 
 

@@ -10,25 +10,29 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 from ray.util import remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from omr_ray.config.run import RunConfig
 from omr_ray.tracking import Span
 from omr_ray.types import Batch, LearnerState, RoundPairs, Update, UserError
-from omr_ray.workers.placement import in_trial, learner_group, resources
-from omr_ray.workers.supervisor import FAULTS_OF_A_MACHINE, WorkersFailed
+from omr_ray.workers.call import WorkersFailed
+from omr_ray.workers.nodes import room
+from omr_ray.workers.placement import amounts, in_trial, learner_group, resources
+from omr_ray.workers.supervisor import FAULTS_OF_A_MACHINE
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
+
+AGAIN_S = 1.0  # before a rank is asked for again that died before it had a place
 
 
 class LearnerWorker:
     """One rank. It never restarts alone: a rank that died leaves the others in a collective that cannot finish."""
 
-    def __init__(self, config: RunConfig, rank: int) -> None:
-        self._config, self._rank = config, rank
+    def __init__(self, config: RunConfig) -> None:
+        self._config, self._rank = config, 0
 
     def node(self) -> str:
         return ray.get_runtime_context().get_node_id()
@@ -39,17 +43,17 @@ class LearnerWorker:
             listener.bind(("", 0))
             return ray.util.get_node_ip_address(), listener.getsockname()[1]
 
-    def start(self, address: tuple[str, int], local_rank: int, state: LearnerState | None) -> LearnerState | None:
-        """Join the group and load everything; returns the state to begin with (rank 0)."""
+    def start(self, rank: int, ranks: int, address: tuple[str, int], local_rank: int, state: LearnerState | None) -> LearnerState | None:
+        """Join the group of `ranks` as `rank` and load everything; returns the state to begin with (rank 0)."""
         from omr_ray.loading import device_for
         from omr_ray.workers.learner_engine import join_group  # torch and DeepSpeed stay out of the driver
         from omr_ray.workers.learner_step import LearnerRank
 
-        workers = self._config.workers
+        workers, self._rank = self._config.workers, rank
         device = device_for(workers.learner, "learner")
         join_group(
-            rank=self._rank,
-            world_size=self._config.learner.ranks,
+            rank=rank,
+            world_size=ranks,
             local_rank=local_rank,
             address=address[0],
             port=address[1],
@@ -79,6 +83,11 @@ class LearnerGroup:
     The state after each finished step is kept here (an adapter and its two moments: megabytes). When a rank dies or a
     call passes its limit, the whole group is torn down, rebuilt from that state, and the step is done again: a step is
     a function of state, batch and step number, so nothing shows. `workers.max_attempts` limits the tries of one call.
+
+    Where the machines for all ranks are gone, a rebuilt group waits `workers.start_timeout_s` for others and then goes on
+    with the ranks that have a place, `learner.min_ranks` at least. The batch stays what it was: each rank takes more rows
+    of it, and the update is the same but for rounding. The placement group goes on asking for the rest, and the next
+    rebuilt group is whole if it got it.
 
     Starts from `state`, or a fresh adapter. Raises UserError where the cluster has no room for it.
     """
@@ -112,11 +121,11 @@ class LearnerGroup:
         return self._state
 
     def metrics(self) -> dict[str, float]:
-        """Since the last call of `spans`: rebuilt groups, and the share of time in which each rank did nothing."""
+        """Since the last call of `spans`: rebuilt groups, and the share of time in which each rank did nothing. The ranks now."""
         (since, restarts), now = self._measured, time.monotonic()
         self._measured = (now, self.restarts)
-        figures: dict[str, float] = {"learner/restarts": self.restarts - restarts}
-        for rank in range(self.config.learner.ranks):
+        figures: dict[str, float] = {"learner/restarts": self.restarts - restarts, "learner/ranks": len(self._ranks)}
+        for rank in range(len(self._ranks)):
             busy = sum(span.seconds for span in self._spans if span.track == f"learner {rank}")
             figures[f"learner/idle_share/{rank}"] = min(max(1 - busy / max(now - since, 1e-9), 0.0), 1.0)
         return figures
@@ -136,24 +145,54 @@ class LearnerGroup:
     # -- building ------------------------------------------------------------------------------------------------------
 
     def _build(self) -> None:
-        """Start every rank on the state that is held."""
+        """Start every rank that has a place on the state that is held."""
         limit = self.config.workers.start_timeout_s
-        self._ranks = [self._rank(rank) for rank in range(self.config.learner.ranks)]
-        nodes = self._call("node", [()] * len(self._ranks), limit)
+        self._ranks = [self._rank(bundle) for bundle in range(self.config.learner.ranks)]
+        nodes = self._placed(limit)
         address = _gather([self._ranks[0].address.remote()], limit)[0]
         # Ray shows an actor its own GPU only, which then is device 0; without GPUs it is the rank's place on its node.
         places = [0] * len(nodes) if self.config.workers.learner.num_gpus else _places(nodes)
         state = ray.put(self._state)
-        self._state = self._call("start", [(address, place, state) for place in places], limit)[0]
+        starts = [(rank, len(places), address, place, state) for rank, place in enumerate(places)]
+        self._state = self._call("start", starts, limit)[0]
 
-    def _rank(self, rank: int) -> Any:
+    def _placed(self, limit: float) -> list[str]:
+        """The nodes of the ranks: of all, or, after `limit`, of those that have a place. The others are given up.
+
+        Raises WorkersFailed where these are too few.
+        """
+        deadline, wanted, nodes = time.monotonic() + limit, len(self._ranks), dict[int, str]()
+        asked = {rank.node.remote(): bundle for bundle, rank in enumerate(self._ranks)}
+        while asked and (ready := ray.wait(list(asked), num_returns=1, timeout=max(0.0, deadline - time.monotonic()))[0]):
+            bundle = asked.pop(ready[0])
+            try:
+                nodes[bundle] = ray.get(ready[0], timeout=limit)
+            except RayActorError:  # Ray gives an actor up whose bundle's machine dies: the bundle may find another
+                time.sleep(AGAIN_S)
+                self._ranks[bundle] = self._rank(bundle)
+                asked[self._ranks[bundle].node.remote()] = bundle
+        for bundle in asked.values():
+            ray.kill(self._ranks[bundle])
+        self._ranks = [self._ranks[bundle] for bundle in sorted(nodes)]
+        fewest = self.config.learner.min_ranks
+        if len(nodes) < wanted:
+            log.warning("learner: a place for %d of %d ranks within %g s", len(nodes), wanted, limit)
+        if len(nodes) < fewest:
+            self.close()
+            raise WorkersFailed(
+                f"learner: a place for {len(nodes)} of {wanted} ranks within {limit:g} s (workers.start_timeout_s), and learner.min_ranks "
+                f"is {fewest}; each asks for {amounts(resources(self.config.workers.learner))}, the cluster has {room()}"
+            )
+        return [nodes[bundle] for bundle in sorted(nodes)]
+
+    def _rank(self, bundle: int) -> Any:
         wanted = resources(self.config.workers.learner)
         options: dict[str, Any] = {"num_cpus": wanted.get("CPU", 0), "num_gpus": wanted.get("GPU", 0)}
         if self._placement is not None:
-            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self._placement, placement_group_bundle_index=rank)
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self._placement, placement_group_bundle_index=bundle)
         else:
-            options |= in_trial(self.config, "learner", rank)
-        return LearnerActor.options(**options).remote(self.config, rank)
+            options |= in_trial(self.config, "learner", bundle)
+        return LearnerActor.options(**options).remote(self.config)
 
     def _tear_down(self) -> None:
         for rank in self._ranks:

@@ -34,6 +34,8 @@ METRICS: dict[str, Metric] = {
     "omr_images_per_second": Metric(source=r"rollout/images_per_s", text="images a second while sampling"),
     "omr_worker_idle_share": Metric(source=r"(?P<pool>\w+)/idle_share/(?P<worker>\d+)", text="share of the last step without work"),
     "omr_workers_up": Metric(source=r"(?P<pool>\w+)/up", text="workers that are up"),
+    "omr_workers_pending": Metric(source=r"(?P<pool>\w+)/pending", text="workers that no machine has room for yet"),
+    "omr_workers_draining": Metric(source=r"(?P<pool>\w+)/draining", text="workers that finish a call on a machine that leaves"),
     "omr_queue_peak": Metric(source=r"(?P<pool>\w+)/queue_peak", text="calls that waited at most for a worker"),
     "omr_queue_wait_seconds": Metric(source=r"(?P<pool>\w+)/queue_wait_s", text="mean seconds that a call waited for a worker"),
     "omr_retries_total": Metric(source=r"(?P<pool>\w+)/retries", text="calls that were done again", kind="counter"),

@@ -32,6 +32,11 @@ def resources(actors: Actor) -> Resources:
     return {name: amount for name, amount in (("CPU", actors.num_cpus), ("GPU", actors.num_gpus)) if amount > 0}
 
 
+def amounts(resources: Resources) -> str:
+    """For messages: "0.5 CPU and 1 GPU"."""
+    return " and ".join(f"{amount:g} {name}" for name, amount in resources.items()) or "nothing"
+
+
 def learner_bundles(config: RunConfig) -> list[Resources]:
     """One bundle a learner rank. A bundle may not be empty, so a rank that reserves nothing gets a sliver of a CPU."""
     return [resources(config.workers.learner) or {"CPU": 0.001} for _ in range(config.learner.ranks)]
@@ -114,6 +119,8 @@ def learner_group(config: RunConfig) -> PlacementGroup | None:
     """
     from ray.util.placement_group import placement_group, remove_placement_group
 
+    from omr_ray.workers.nodes import room
+
     if _trial_group() is not None:
         return None
     wanted, limit = learner_bundles(config), config.workers.start_timeout_s
@@ -122,8 +129,8 @@ def learner_group(config: RunConfig) -> PlacementGroup | None:
     if not group.wait(limit):
         remove_placement_group(group)
         raise UserError(
-            f"workers.learner: no room for {len(wanted)} x {wanted[0]} within {limit:g} s (workers.start_timeout_s), {_free()} free; "
-            "lower learner.ranks or workers.*.num_cpus, or add machines"
+            f"workers.learner: no room for {len(wanted)} x {wanted[0]} within {limit:g} s (workers.start_timeout_s), the cluster has "
+            f"{room()}; lower learner.ranks or workers.*.num_cpus, or add machines"
         )
     return group
 
@@ -138,10 +145,3 @@ def _labelled(pool: Pool) -> bool:
     import ray
 
     return any(node["Alive"] and node.get("Labels", {}).get("pool") == pool for node in ray.nodes())
-
-
-def _free() -> str:
-    import ray
-
-    free = ray.available_resources()
-    return " and ".join(f"{free.get(name, 0.0):g} {name}" for name in ("CPU", "GPU"))

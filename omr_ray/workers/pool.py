@@ -23,11 +23,13 @@ from omr_ray.rewards.mutual_information import rival_credits, rival_pairs
 from omr_ray.rewards.total import Scores
 from omr_ray.tracking import Span
 from omr_ray.types import Dialogue, Rollout, Trajectory, Update
+from omr_ray.workers.call import Call
 from omr_ray.workers.measure import MeasureWorker
+from omr_ray.workers.placement import amounts, resources
 from omr_ray.workers.reward import RewardWorker
 from omr_ray.workers.rollout import RolloutWorker
 from omr_ray.workers.runtime import PoolName, RayRuntime, Runtime
-from omr_ray.workers.supervisor import Call, Supervisor
+from omr_ray.workers.supervisor import Supervisor
 
 T = TypeVar("T")
 Pair = tuple[Trajectory, str]  # an image, and the prompt that it is judged under
@@ -227,6 +229,7 @@ def _supervisor(pool: PoolName, worker: type, config: RunConfig, runtime: Runtim
         max_attempts=limits.max_attempts,
         timeout_s=limits.timeout_s,
         start_timeout_s=limits.start_timeout_s,
+        asked=amounts(resources(getattr(limits, pool))),
         runtime=runtime,
     )
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import ray
 
 from omr_ray.config.run import RunConfig
+from omr_ray.workers.nodes import draining_nodes, node_of, room
 from omr_ray.workers.placement import actor_options
 
 PoolName = Literal["rollout", "reward"]
@@ -33,6 +34,15 @@ class Runtime(Protocol):
 
     def kill(self, handle: Any) -> None: ...
 
+    def node(self, handle: Any) -> str | None:
+        """Where an actor is; None while it waits for a machine with room for it."""
+
+    def draining(self) -> Mapping[str, float]:
+        """Nodes that are about to leave, and the unix second at which they are gone (infinity: not known)."""
+
+    def room(self) -> str:
+        """What the machines have, for messages."""
+
 
 class RayRuntime:
     """Actors of the Ray cluster that this process is connected to."""
@@ -57,3 +67,12 @@ class RayRuntime:
 
     def kill(self, handle: Any) -> None:
         ray.kill(handle)
+
+    def node(self, handle: Any) -> str | None:
+        return node_of(handle)
+
+    def draining(self) -> Mapping[str, float]:
+        return draining_nodes()
+
+    def room(self) -> str:
+        return room()

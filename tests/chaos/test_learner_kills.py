@@ -5,8 +5,8 @@ import signal
 
 import pytest
 
+from omr_ray.workers.call import WorkersFailed
 from omr_ray.workers.learner import LearnerGroup
-from omr_ray.workers.supervisor import WorkersFailed
 from tests.chaos.test_worker_kills import Sniper
 from tests.ray.test_learner import batch_for, config, difference, make_tiny_sd
 

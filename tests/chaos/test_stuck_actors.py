@@ -13,7 +13,8 @@ from ray import cloudpickle
 from omr_ray.config.run import RunConfig
 from omr_ray.overlapped import Pipeline
 from omr_ray.types import Dialogue, Round
-from omr_ray.workers.supervisor import Call, Supervisor, WorkersFailed
+from omr_ray.workers.call import Call, WorkersFailed
+from omr_ray.workers.supervisor import Supervisor
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test module
 pytestmark = pytest.mark.timeout(900)
@@ -49,7 +50,7 @@ def stopping(tmp_path, where, **changes):
     stops = tmp_path / "stops"
     stops.mkdir()
     (stops / "0").touch()
-    settings = {"count": 1, "max_attempts": 3, "timeout_s": STUCK_S, "start_timeout_s": LIMIT} | changes
+    settings = {"count": 1, "max_attempts": 3, "timeout_s": STUCK_S, "start_timeout_s": LIMIT, "asked": "6 CPU"} | changes
     # All CPUs of the cluster: what takes its place cannot start before it is gone.
     return Supervisor("toy", lambda _: ray.remote(Stopping).options(num_cpus=6, max_restarts=-1).remote(str(stops), where), **settings)
 

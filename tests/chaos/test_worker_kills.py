@@ -12,8 +12,8 @@ import pytest
 from omr_ray.config.reading import with_overrides
 from omr_ray.loading import policy_from
 from omr_ray.types import Update
+from omr_ray.workers.call import WorkersFailed
 from omr_ray.workers.pool import RewardPool, RolloutPool
-from omr_ray.workers.supervisor import WorkersFailed
 from tests.ray import test_reward_pool as reward
 from tests.ray import test_rollout_pool as rollout
 

@@ -361,7 +361,7 @@ class Rank:
     """One process of a group of two that takes `first` and `second` step with one config after another."""
 
     def address(self):
-        return LearnerWorker(None, 0).address()
+        return LearnerWorker(None).address()
 
     def run(self, rank, address, configs, first, second):
         join_group(rank=rank, world_size=2, local_rank=rank, address=address[0], port=address[1], device="cpu", timeout_s=120)

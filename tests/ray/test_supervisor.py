@@ -9,7 +9,8 @@ import ray
 from ray import cloudpickle
 
 from omr_ray.types import UserError
-from omr_ray.workers.supervisor import Call, Supervisor, WorkersFailed
+from omr_ray.workers.call import Call, WorkersFailed
+from omr_ray.workers.supervisor import Supervisor
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test module
 
@@ -37,7 +38,7 @@ class Toy:
 
 
 def supervisor(count=2, toy=(), **limits):
-    limits = {"max_attempts": 3, "timeout_s": 30.0, "start_timeout_s": 30.0} | limits
+    limits = {"max_attempts": 3, "timeout_s": 30.0, "start_timeout_s": 30.0, "asked": "0.5 CPU"} | limits
     return Supervisor("toy", lambda _: ray.remote(Toy).options(num_cpus=0.5, max_restarts=-1).remote(*toy), count=count, **limits)
 
 
@@ -101,8 +102,8 @@ def test_no_worker_can_start():
 
 def test_a_cluster_without_room_is_an_error_after_the_limit():
     start = lambda _: ray.remote(Toy).options(num_cpus=1000).remote()  # noqa: E731
-    toys = Supervisor("toy", start, count=1, max_attempts=2, timeout_s=30.0, start_timeout_s=0.2)
-    with pytest.raises(WorkersFailed, match=r"no answer within 0.2 s \(workers.start_timeout_s\)"):
+    toys = Supervisor("toy", start, count=1, max_attempts=2, timeout_s=30.0, start_timeout_s=0.2, asked="1000 CPU")
+    with pytest.raises(WorkersFailed, match=r"a place for any of 1 workers .* asks for 1000 CPU, the cluster has [\d.]+ of 6 CPU"):
         toys.run([Call(method="echo", args=(1,), what="echo")])
     toys.close()
 

@@ -131,3 +131,11 @@ def test_overlap_is_off_unless_asked_for_and_refuses_what_it_cannot_hold():
     assert "overlap.max_staleness (24) must be less than steps (24)" in refused("overlap.max_staleness=24")
     assert "more than workers.max_attempts x workers.timeout_s (1800)" in refused("overlap.wait_s=1800")
     assert "overlap.max_staleness" in refused("overlap.max_staleness=-1")
+
+
+def test_a_learner_group_may_shrink_to_one_rank_and_never_be_more_than_all():
+    load = lambda *overrides: RunConfig.load(CONFIGS / "atelier.yaml", overrides)  # noqa: E731
+    assert (load().learner.ranks, load().learner.min_ranks) == (2, 1)
+    assert load("learner.min_ranks=2").learner.min_ranks == 2
+    assert "learner.min_ranks (3) must be at most learner.ranks (2)" in refused("learner.min_ranks=3")
+    assert "learner.min_ranks" in refused("learner.min_ranks=0")
