@@ -28,6 +28,7 @@ def played(script: str, *words: str, limit: float) -> dict:
     return json.loads(process.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_workers_and_ranks_follow_the_nodes():
     """A node dies in mid-call, another joins, one gives notice; then one dies under a learner of two ranks, another joins."""
