@@ -101,7 +101,7 @@ def main() -> None:
     sampling = config.painting.sampler().model_copy(update={"batch_size": BATCH})
     users = {}
     for seed in options.seeds:
-        sampler = sampler_from(policy_from(config.model, config.lora, threads=2), sampling)
+        sampler = sampler_from(policy_from(config.model, config.lora, threads=1), sampling)
         users[str(seed)] = one_user(sampler, config, seed, options.updates, options.judged)
     rates = np.array([[update["win_rate"] for update in user] for user in users.values()])
     print(json.dumps({"win_rate": rates.mean(0).tolist(), "users": users}))
