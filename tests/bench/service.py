@@ -1,7 +1,9 @@
-"""How fast a running service answers, alone and with others, and whether it keeps its memory; prints one JSON object.
+r"""How fast a running service answers, alone and with others, and whether it keeps its memory; prints one JSON object.
 
-    .venv/bin/omr-ray serve configs/serve_atelier.yaml painting.steps=20 limits.concurrent_rounds=8 limits.requests_per_minute=10000
-    .venv/bin/python -m tests.bench.service --url http://127.0.0.1:8000 --config configs/serve_atelier.yaml painting.steps=20
+    .venv/bin/omr-ray serve configs/serve_atelier.yaml painting.steps=20 dialogue.reflection.threshold=0.25 \
+        limits.concurrent_rounds=8 limits.requests_per_minute=10000
+    .venv/bin/python -m tests.bench.service --url http://127.0.0.1:8000 --config configs/serve_atelier.yaml painting.steps=20 \
+        dialogue.reflection.threshold=0.25
 
 Users are those of the embedded world, each with wishes of their own. `alone`: one user, one round after the other: seconds to
 the first preview, to the image, to the end of the round; `engine` is the same rounds in this process, without a service, and
