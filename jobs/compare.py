@@ -36,6 +36,7 @@ RATIO = [
 ]
 VARIANTS = {
     "config": [],
+    "overlapped": ["overlap.max_staleness=1"],
     "ReFL": ["algorithm={type: refl, minibatches: 4}"],
     "PPO": RATIO,
     "PPO+L_multi": [*RATIO, PAIRS],

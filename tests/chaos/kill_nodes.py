@@ -149,7 +149,10 @@ def learner(directory: Path) -> dict[str, Any]:
 
 @dataclass
 class Killer:
-    """The progress of a run: kills a node in the phase that the plan has for a step, and starts another one at once."""
+    """The progress of a run: kills a node in the phase that the plan has for a step, and starts another one after the step.
+
+    Ray starts nodes from the main thread only, which the loop is in; the node that is left has room for all actors.
+    """
 
     cluster: Machines
     nodes: list[Any]
@@ -174,14 +177,14 @@ class Killer:
         self.nodes.remove(victim)
         self.cluster.kill(victim)
         self.killed.append((self.step, phase))
-        self.nodes.append(self.cluster.add())
 
     def advance(self, metrics: Any) -> None:
         """The next step waits for the new node."""
         if self._thread is not None:
             self._thread.join(LIMIT)
-            assert not self._thread.is_alive(), "no new node"
+            assert not self._thread.is_alive(), "a node outlives its kill"
             self._thread = None
+            self.nodes.append(self.cluster.add())
         self.step += 1
         print(f"step {self.step - 1}: killed so far {len(self.killed)}", file=sys.stderr, flush=True)
 
