@@ -18,6 +18,14 @@ class UserError(Exception):
     """A fault the user can mend. The message names the rule, the value and the remedy, in one line (exit status 2)."""
 
 
+class Unavailable(UserError):
+    """Something outside of the program is away for now, and may be back when it is asked again."""
+
+
+class NoSpace(Unavailable):
+    """A disk, or what may be written on it, is full."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
     """One turn of a dialogue and the prompt it leads to (OMR eq. 1).
