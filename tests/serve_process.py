@@ -28,6 +28,7 @@ from omr_ray.serving.store.database import Database
 from omr_ray.vlm.engine import Message
 from tests.http_server import answer, server
 from tests.scripted_language import Album, ScriptedLanguage
+from tests.web_service import shaped
 
 ROOT = Path(__file__).parents[1]
 STEPS = 100
@@ -103,6 +104,20 @@ class Service:
             time.sleep(0.2)
         raise AssertionError(f"no process {title}")
 
+    def patiently(self, method, path, **options):
+        """The answer to a request that is sent again while nobody answers, or who does says that something is away."""
+        deadline, answer = time.monotonic() + PATIENCE_S, None
+        while time.monotonic() < deadline:
+            try:
+                answer = self.client.request(method, path, **options)
+                if answer.status_code != 503:
+                    return answer
+                shaped(answer, 503)
+            except httpx2.TransportError:
+                pass
+            time.sleep(0.2)
+        raise AssertionError(f"{method} {path} is not answered: {answer and answer.text}")
+
     def session(self):
         made = self.client.post("/v1/sessions", json={})
         assert made.status_code == 201, made.text
@@ -120,7 +135,7 @@ class Service:
     def ended(self, session, id):
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:
-            round_ = self.client.get(f"/v1/sessions/{session}/rounds/{id}").json()
+            round_ = self.patiently("GET", f"/v1/sessions/{session}/rounds/{id}").json()
             if round_["status"] not in ("pending", "running"):
                 return round_
             time.sleep(0.1)

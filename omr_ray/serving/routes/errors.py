@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 
 from fastapi import FastAPI, Request
@@ -17,13 +16,12 @@ from omr_ray.serving.schemas import ErrorDetail, ErrorView
 from omr_ray.serving.store.access import TooMany
 from omr_ray.serving.store.database import Conflict
 from omr_ray.serving.store.sessions import NotFound
-from omr_ray.types import NoSpace, Unavailable, UserError
+from omr_ray.types import FULL, NoSpace, Unavailable, UserError
 from omr_ray.vlm.templates import clean
 
 logger = logging.getLogger(__name__)
 
 AWAY_S = 2  # after which it is worth asking again
-FULL = (errno.ENOSPC, errno.EDQUOT)
 KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
