@@ -65,7 +65,9 @@ ROUTES = [
     Route(method="GET", path=f"{SESSION}/votes"),
     Route(method="GET", path="/v1/adapters", bob=200),
     Route(method="GET", path="/v1/updates", bob=200),
+    Route(method="GET", path="/v1/updates/general", bob=200),
     Route(method="POST", path="/v1/updates/rollback", ok=404),  # nothing is learned yet
+    Route(method="POST", path="/v1/updates/general/rollback", ok=404, bob=403),  # Ann is an operator
     Route(method="GET", path="/v1/annotations/next", bob=200),
     Route(method="POST", path="/v1/annotations", body={"pair": "{pair}", "choice": "left", "seconds": 1.0}, ok=201, bob=201),
     Route(method="GET", path="/v1/annotations/mine", bob=200),
@@ -126,7 +128,8 @@ def refused(answer, text, *statuses):
 @pytest.fixture(scope="module")
 def hers(tmp_path_factory):
     limits = {"requests_per_minute": 100_000, "concurrent_rounds": 50, "image_pixels": 4096 * 4096}
-    with web_service(tmp_path_factory.mktemp("service"), limits=limits) as service:
+    http = {"keys": "required", "operators": ["ann"]}
+    with web_service(tmp_path_factory.mktemp("service"), limits=limits, http=http) as service:
         ann, bob, nobody = (service.client(owner) for owner in ("ann", "bob", None))
         id = ann.post("/v1/sessions", json={}).json()["id"]
         address = say(ann, id, "a red dress")["image"]
