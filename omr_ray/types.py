@@ -7,6 +7,7 @@ Arrays that arrive through the object store are read-only views of shared memory
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -16,6 +17,17 @@ import numpy as np
 
 class UserError(Exception):
     """A fault the user can mend. The message names the rule, the value and the remedy, in one line (exit status 2)."""
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)  # OSError.errno where there is no space
+
+
+class Unavailable(UserError):
+    """Something outside of the program is away for now, and may be back when it is asked again."""
+
+
+class NoSpace(Unavailable):
+    """A disk, or what may be written on it, is full."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

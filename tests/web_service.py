@@ -88,17 +88,38 @@ def web_service(place, owners=("ann", "bob"), **changes):
         thread.join(60)
 
 
+def asked(client, session, utterance, headers=None, **options):
+    """The number of a new round; asked for again while the service says that something is away."""
+    deadline = time.monotonic() + 240
+    while True:
+        answer = client.post(f"/v1/sessions/{session}/rounds", json={"utterance": utterance, "seed": 3, **options}, headers=headers)
+        if answer.status_code == 202:
+            return answer.json()["id"]
+        shaped(answer, 503)
+        assert headers and time.monotonic() < deadline, answer.text
+        time.sleep(0.2)
+
+
+def shaped(answer, *statuses):
+    """What an error tells in the one shape."""
+    assert answer.status_code in statuses, (answer.status_code, answer.text[:300])
+    told = answer.json()["error"]
+    assert set(told) == {"message", "type", "param", "code"} and told["message"] and len(told["message"]) < 1000
+    assert "Traceback" not in answer.text and "/omr_ray/" not in answer.text
+    return told
+
+
 def ended(client, session, round_id):
     """The round when it has ended."""
     deadline = time.monotonic() + 240
-    while (round_ := client.get(f"/v1/sessions/{session}/rounds/{round_id}").json())["status"] in ("pending", "running"):
-        assert time.monotonic() < deadline
+    while True:
+        answer = client.get(f"/v1/sessions/{session}/rounds/{round_id}")
+        if answer.status_code != 503 and answer.json()["status"] not in ("pending", "running"):
+            return answer.json()
+        assert time.monotonic() < deadline, answer.text
         time.sleep(0.1)
-    return round_
 
 
 def say(client, session, utterance, headers=None, **options):
     """A round to its end."""
-    answer = client.post(f"/v1/sessions/{session}/rounds", json={"utterance": utterance, "seed": 3, **options}, headers=headers)
-    assert answer.status_code == 202, answer.text
-    return ended(client, session, answer.json()["id"])
+    return ended(client, session, asked(client, session, utterance, headers, **options))

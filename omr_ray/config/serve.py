@@ -38,6 +38,7 @@ class Http(Config):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
     keys: Literal["required", "off"] | None = Field(None, description="None: required, except where only this machine can connect")
+    operators: tuple[str, ...] = Field((), description="owners of keys who may take back what all use; without keys everybody is one")
 
     @property
     def keys_required(self) -> bool:

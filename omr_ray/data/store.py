@@ -7,6 +7,7 @@ import os
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from fnmatch import fnmatch
 from functools import cached_property, lru_cache
 from itertools import accumulate
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from omr_ray.data import schema
-from omr_ray.types import UserError
+from omr_ray.types import FULL, NoSpace, UserError
 
 ROW_GROUP_BYTES = 32 * 2**20  # what a writer holds, and what a reader has to: rows carry images
 REACHABLE = "see that it can be reached (bucket, endpoint, credentials, rights)"
@@ -89,6 +90,13 @@ class Folder:
         except OSError as error:
             raise UserError(f"{self.shown(name)}: cannot be deleted ({_line(error)}); {REACHABLE}") from None
 
+    def move(self, name: str, to: str) -> None:
+        """Whatever was there before is replaced."""
+        try:
+            self.fs.move(self.at(name), self.at(to))
+        except OSError as error:
+            raise fault_of_writing(self.shown(to), error) from None
+
     def write(self, name: str, content: bytes) -> None:
         """The old file or the whole new one, never half of it."""
         with Replacing(self, name) as opened:
@@ -114,25 +122,29 @@ class Replacing:
                 self._folder.fs.create_dir(target.rsplit("/", 1)[0], recursive=True)
             self._opened = self._folder.fs.open_output_stream(f"{target}.part")
         except OSError as error:
+            if error.errno in FULL:
+                raise fault_of_writing(self._shown, error) from None
             raise UserError(f"{self._shown}: cannot be written ({_line(error)}); give a place that can be written to") from None
         return self._opened
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         target = self._folder.at(self._name)
         try:
-            self._opened.close()
+            self._opened.close()  # what was held back is written now, for which there may be no space
             if error is None:
                 self._folder.fs.move(f"{target}.part", target)
-            else:
-                self._folder.fs.delete_file(f"{target}.part")
+                return
         except OSError as fault:
-            raise self._failed(fault) from None
+            error = error or fault
+        with suppress(OSError):
+            self._folder.fs.delete_file(f"{target}.part")
         if isinstance(error, OSError):
-            raise self._failed(error) from None
+            raise fault_of_writing(self._shown, error) from None
 
-    def _failed(self, error: OSError) -> UserError:
-        remedy = "see that there is space and that the place can be reached, or lower records_per_part, and start again"
-        return UserError(f"{self._shown}: cannot be written ({_line(error)}); {remedy}")
+
+def fault_of_writing(shown: str, error: OSError) -> UserError:
+    remedy = "see that there is space and that the place can be reached, or lower records_per_part, and start again"
+    return (NoSpace if error.errno in FULL else UserError)(f"{shown}: cannot be written ({_line(error)}); {remedy}")
 
 
 class Shard:

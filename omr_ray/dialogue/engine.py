@@ -21,12 +21,15 @@ from omr_ray.config.dialogue import DialogueConfig
 from omr_ray.dialogue.d2p import Embed, History, context_vector, to_prompt
 from omr_ray.dialogue.feedback_reflection import Similarity, ambiguity, aspect_scores, aspect_to_ask, clarification, describe, split
 from omr_ray.dialogue.session import Modality, Session, SessionRound
-from omr_ray.types import UserError
+from omr_ray.types import NoSpace, Unavailable, UserError
 from omr_ray.vlm.engine import LanguageModel, NoAnswer
 from omr_ray.vlm.structured import ask_one
 from omr_ray.vlm.templates import IN_WORDS, ROUTE
 
 logger = logging.getLogger(__name__)
+
+NO_SPACE = "there was no space left to keep the image; try again when the operator has made room"
+AWAY = "a part of the service was away for the moment; try again"
 
 Value = TypeVar("Value")
 
@@ -96,6 +99,9 @@ class DialogueEngine:
             latest = latest.finish(id)
         except Cancelled:
             latest = latest.cancel(id)
+        except Unavailable as error:  # what it says is for the operator
+            logger.error("session %s, round %d failed: %s", session.id, id, error)
+            latest = latest.fail(id, NO_SPACE if isinstance(error, NoSpace) else AWAY)
         except UserError as error:
             latest = latest.fail(id, str(error))
         except NoAnswer as error:

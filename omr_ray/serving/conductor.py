@@ -7,10 +7,13 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
+import tenacity
+from sqlalchemy.orm import Session as Transaction
 
 from omr_ray.config.serve import ServeConfig
 from omr_ray.dialogue.engine import Cancelled, Commission, DialogueEngine, Picture
@@ -23,14 +26,17 @@ from omr_ray.serving.store import queue, sessions
 from omr_ray.serving.store.database import Database
 from omr_ray.serving.store.queue import Claim, Lost
 from omr_ray.serving.store.sessions import NotFound
-from omr_ray.types import UserError
+from omr_ray.types import Unavailable
 from omr_ray.vlm.engine import Conversation
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.1
 CLOSING_S = 5
+AWAY_S = 600  # that what was made waits for a database that cannot be written to; then the round is left to its lease
 MOST_ATTEMPTS = 3  # of one round; one that kills whoever takes it on must not go round for ever
+
+Found = TypeVar("Found")
 
 
 class Models(Protocol):
@@ -83,7 +89,7 @@ class Conductor:
             while not self._over.is_set():
                 try:
                     with self._database.write() as transaction:
-                        claimed = queue.claim(transaction, self._holder, self._config.replicas.lease_s)
+                        claimed = queue.claim(transaction, self._holder, self._config.replicas.lease_s, besides=list(self._stops))
                     if claimed is not None:
                         return claimed
                 except Exception:
@@ -102,8 +108,7 @@ class Conductor:
             del self._stops[claimed.row]
 
     def _turn(self, claimed: Claim, stop: threading.Event) -> None:
-        with self._database.read() as transaction:
-            session = sessions.find(transaction, claimed.session)
+        session = self._stored(self._database.read, lambda transaction: sessions.find(transaction, claimed.session))
         if claimed.attempts > MOST_ATTEMPTS:
             begun = session if session.round(claimed.round).status == "running" else session.begin(claimed.round)
             self._save(claimed, begun.fail(claimed.round, "internal error; try again").round(claimed.round))
@@ -124,14 +129,29 @@ class Conductor:
             self._save(claimed, round_)
 
     def _save(self, claimed: Claim, round_: SessionRound) -> None:
-        with self._database.write() as transaction:
-            queue.save(transaction, claimed, round_)
+        self._stored(self._database.write, lambda transaction: queue.save(transaction, claimed, round_))
+
+    def _stored(self, begin: Callable[[], AbstractContextManager[Transaction]], work: Callable[[Transaction], Found]) -> Found:
+        """What `work` finds or has stored. A database that is away or full is waited for: what was made is not made again."""
+        tries = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(Unavailable),
+            wait=tenacity.wait_fixed(1),
+            stop=tenacity.stop_any(tenacity.stop_after_delay(AWAY_S), tenacity.stop_when_event_set(self._over)),
+            sleep=tenacity.sleep_using_event(self._over),
+            reraise=True,
+        )
+
+        def once() -> Found:
+            with begin() as transaction:
+                return work(transaction)
+
+        return tries(once)
 
     def _engine(self, claimed: Claim, stop: threading.Event) -> DialogueEngine:
         def watch(step: int, steps: int, preview: np.ndarray | None) -> None:
             try:
                 self._tell(claimed, step, steps, preview)
-            except UserError:  # a database that is away: the image is made all the same
+            except Unavailable:  # the image is made all the same
                 logger.exception("step %d of round %d of session %s is not told", step, claimed.round, claimed.session)
 
         def paint(commission: Commission) -> Picture:
@@ -152,7 +172,7 @@ class Conductor:
         )
 
     def _tell(self, claimed: Claim, step: int, steps: int, preview: np.ndarray | None) -> None:
-        """Raises Lost, and UserError where the database cannot be used."""
+        """Raises Lost and Unavailable."""
         with self._database.write() as transaction:
             queue.check(transaction, claimed)
             progress = Progress(round=claimed.round, step=step, steps=steps)

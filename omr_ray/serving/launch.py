@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import signal
 import socket
@@ -17,6 +18,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from omr_ray.atelier import shipped
 from omr_ray.config.serve import ServeConfig
+from omr_ray.serving import proxy
 from omr_ray.serving.app import build
 from omr_ray.serving.store.access import make_key
 from omr_ray.serving.store.database import Database
@@ -34,6 +36,7 @@ def run(config: ServeConfig) -> dict[str, Any]:
         needed += replicas.rounds.num_cpus + replicas.updates.num_cpus
     url = f"http://{_in_url(config.http.host)}:{config.http.port}"
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    os.environ.setdefault(proxy.VARIABLE, proxy.VALUE)
     ray.init("local", num_cpus=int(needed) + 2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what ends a service elsewhere; Ray's own handler aborts
     try:

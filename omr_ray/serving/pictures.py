@@ -7,6 +7,8 @@ import hashlib
 import io
 import re
 import uuid
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -17,7 +19,7 @@ from safetensors.numpy import load, save
 from omr_ray.data.store import Folder
 from omr_ray.dialogue.engine import Picture
 from omr_ray.serving.schemas import ADDRESS, Recipe
-from omr_ray.types import UserError
+from omr_ray.types import Unavailable, UserError
 
 CHUNK = "omr_ray"  # of a PNG, holds its recipe
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -25,18 +27,25 @@ Format: TypeAlias = Literal["png", "jpeg", "webp"]
 
 
 class PictureStore:
-    """As dialogue.engine.Pictures. Raises UserError for a place that cannot be used."""
+    """As dialogue.engine.Pictures. Raises UserError for a place that cannot be one."""
 
     def __init__(self, path: str) -> None:
         self._folder = Folder(path)
 
     def put(self, picture: Picture) -> str:
+        """Raises NoSpace and Unavailable; nothing of the picture is kept then."""
         address = address_of(picture)
-        png = f"{address[:2]}/{address}.png"
-        if not self._folder.exists(png):
-            if picture.latents is not None:
-                self._write(png.replace(".png", ".safetensors"), save({"latents": np.ascontiguousarray(picture.latents)}))
-            self._write(png, to_png(picture.image))  # last: where it is, all is
+        name = f"{address[:2]}/{address}"
+        try:
+            if not self._folder.exists(f"{name}.png"):
+                files = {f"{name}.png": to_png(picture.image)}  # comes last: where it is, all is
+                if picture.latents is not None:
+                    files = {f"{name}.safetensors": save({"latents": np.ascontiguousarray(picture.latents)})} | files
+                self._write(files)
+        except Unavailable:
+            raise
+        except UserError as error:
+            raise Unavailable(str(error)) from None
         return address
 
     def get(self, address: str) -> Picture:
@@ -49,11 +58,19 @@ class PictureStore:
         latents = f"{name}.safetensors"
         return Picture(image=image, latents=load(self._folder.read(latents))["latents"] if self._folder.exists(latents) else None)
 
-    def _write(self, name: str, content: bytes) -> None:
-        """Two processes may write the same picture at once: each under a name of its own, then it is moved."""
-        part = f"{name}.{uuid.uuid4().hex}"
-        self._folder.write(part, content)
-        self._folder.fs.move(self._folder.at(part), self._folder.at(name))
+    def _write(self, files: Mapping[str, bytes]) -> None:
+        """All or none, in order. Two processes may write the same picture at once: each under names of its own, then they are moved."""
+        parts = {name: f"{name}.{uuid.uuid4().hex}" for name in files}
+        try:
+            for name, content in files.items():
+                self._folder.write(parts[name], content)
+            for name, part in parts.items():
+                self._folder.move(part, name)
+        except UserError:
+            for part in parts.values():
+                with suppress(UserError):
+                    self._folder.delete(part)
+            raise
 
 
 def address_of(picture: Picture) -> str:

@@ -14,6 +14,7 @@ from omr_ray.config.serve import ServeConfig
 from omr_ray.serving.store import updates
 from omr_ray.serving.store.database import Database
 from omr_ray.serving.store.updates import Due
+from omr_ray.types import Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +71,13 @@ class UpdateKeeper:
             logger.exception("update %d of %s was cut off", due.id, due.adapter)
 
     def _prolong(self, due: Due) -> bool:
-        with self._database.write() as transaction:
-            return updates.prolong(transaction, due, LEASE_S)
+        """Whether it is still ours, as far as can be known: while the database is away nobody else takes it either."""
+        try:
+            with self._database.write() as transaction:
+                return updates.prolong(transaction, due, LEASE_S)
+        except Unavailable:
+            logger.exception("the lease of update %d of %s could not be kept", due.id, due.adapter)
+            return True
 
     def _fail(self, due: Due, message: str) -> None:
         with self._database.write() as transaction:

@@ -22,7 +22,7 @@ from omr_ray.serving.store.tables import StoredRound, Vote
 from omr_ray.serving.store.updates import Due
 from omr_ray.serving.versions import Versions
 from omr_ray.training.adaptive_optimization import Drawing, DrawnPair, Weights, held_out, judge, learn, redraw
-from omr_ray.types import UserError
+from omr_ray.types import Unavailable, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -44,9 +44,14 @@ class Updater:
         self._known: dict[str, Weights | None] = {}
 
     def make(self, due: Due) -> str:
-        """Learn, judge and, where it is better, put into use; returns the status. What goes wrong ends the update as failed."""
+        """Learn, judge and, where it is better, put into use; returns the status. What goes wrong ends the update as failed.
+
+        Raises Unavailable where the store cannot be used: the votes are not lost, it is made again when its lease has run out.
+        """
         try:
             return self._make(due)
+        except Unavailable:
+            raise
         except UserError as error:
             return self._finish(due, "failed", str(error))
         except Exception:

@@ -6,7 +6,7 @@ import time
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine, text
+from sqlalchemy import text
 
 from omr_ray.dialogue.feedback_reflection import AspectScore, Question
 from omr_ray.serving.events import Progress
@@ -24,8 +24,8 @@ ADDRESS = "ab" * 32
 
 @pytest.fixture(scope="module")
 def postgres():
-    with postgres_server() as url:
-        yield url
+    with postgres_server() as server:
+        yield server
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -33,12 +33,7 @@ def database(request, tmp_path):
     if request.param == "sqlite":
         url = f"sqlite:///{tmp_path}/deep/er/service.db"
     else:
-        server, name = request.getfixturevalue("postgres"), f"t{time.time_ns()}"
-        engine = create_engine(f"{server}/postgres", isolation_level="AUTOCOMMIT")
-        with engine.connect() as connection:
-            connection.execute(text(f"CREATE DATABASE {name}"))
-        engine.dispose()
-        url = f"{server}/{name}"
+        url = request.getfixturevalue("postgres").make(f"t{time.time_ns()}")
     found = Database(url)
     found.migrate()
     yield found

@@ -46,7 +46,16 @@ def owner(request: Request, authorization: Annotated[str, Header()] = "") -> str
     return LOCAL
 
 
+def operator(request: Request, owner: Annotated[str, Depends(owner)]) -> str:
+    """An owner who may change what all use."""
+    http = service(request).config.http
+    if http.keys_required and owner not in http.operators:
+        raise Refused(403, "this changes what all use: only those may whom http.operators of the config names", code="no_operator")
+    return owner
+
+
 Owner = Annotated[str, Depends(owner)]
+Operator = Annotated[str, Depends(operator)]
 Here = Annotated[Service, Depends(service)]
 Key = Annotated[str | None, Header(alias="Idempotency-Key", max_length=255, pattern=r"^[\x21-\x7e]+$")]
 

@@ -16,11 +16,12 @@ from omr_ray.serving.schemas import ErrorDetail, ErrorView
 from omr_ray.serving.store.access import TooMany
 from omr_ray.serving.store.database import Conflict
 from omr_ray.serving.store.sessions import NotFound
-from omr_ray.types import UserError
+from omr_ray.types import FULL, NoSpace, Unavailable, UserError
 from omr_ray.vlm.templates import clean
 
 logger = logging.getLogger(__name__)
 
+AWAY_S = 2  # after which it is worth asking again
 KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -48,12 +49,22 @@ def refusal_of(error: Exception) -> Refused:
             return Refused(404, f"there is no {error}", code="not_found")
         case UnknownRound():
             return Refused(404, str(error), code="not_found")
+        case NoSpace():
+            return _no_space(error)
+        case Unavailable():
+            logger.error("a request could not be carried out", exc_info=error)
+            message = "a part of the service is away for the moment; send the request again, with the same Idempotency-Key if it had one"
+            return Refused(503, message, code="unavailable", headers={"Retry-After": str(AWAY_S)})
         case UserError():
             return Refused(400, str(error), code="not_allowed")
         case Conflict():
             return Refused(422, "this Idempotency-Key came with another request", code="idempotency_key_reused")
         case TooMany():
             return Refused(429, str(error), code="rate_limit_exceeded", headers={"Retry-After": str(error.retry_after_s)})
+        case OSError() if error.errno in FULL:
+            return _no_space(error)
+        case HTTPException() if isinstance(error.__cause__, OSError) and error.__cause__.errno in FULL:  # an upload that is parsed
+            return _no_space(error)
         case HTTPException():
             return Refused(error.status_code, str(error.detail), code="http_error", headers=dict(error.headers or {}))
         case RequestValidationError():
@@ -64,11 +75,17 @@ def refusal_of(error: Exception) -> Refused:
     return Refused(500, "internal error; try again", code="internal")
 
 
+def _no_space(error: Exception) -> Refused:
+    logger.error("there is no space left", exc_info=error)
+    message = "the service has no space left to keep this; nothing of it was kept: send it again when its operator has made room"
+    return Refused(507, message, code="no_space")
+
+
 def add_errors(api: FastAPI) -> None:
     def answer(_: Request, error: Exception) -> JSONResponse:
         return refusal_of(error).response()
 
-    for kind in (Refused, NotFound, UserError, Conflict, TooMany, HTTPException, RequestValidationError, Exception):
+    for kind in (Refused, NotFound, UserError, Conflict, TooMany, OSError, HTTPException, RequestValidationError, Exception):
         api.add_exception_handler(kind, answer)
 
 

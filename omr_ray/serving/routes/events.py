@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Annotated
 
@@ -12,17 +13,23 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from omr_ray.serving.routes.caller import Here, Owner, Service
 from omr_ray.serving.store import sessions
 from omr_ray.serving.store.tables import StoredEvent
+from omr_ray.types import Unavailable
 
 POLL_S = 0.1
+AWAY_S = 1.0  # until a database that is away is asked again
 
 router = APIRouter()
 
 
 def newer(here: Service, id: str, last: int) -> tuple[bool, list[StoredEvent]]:
-    """Whether the session is there, and its events behind `last`."""
-    with here.database.read() as transaction:
-        found = sessions.events(transaction, id, last)
-        return bool(found) or sessions.exists(transaction, id), found
+    """Whether the session is there, and its events behind `last`. While the database is away nothing new is known."""
+    try:
+        with here.database.read() as transaction:
+            found = sessions.events(transaction, id, last)
+            return bool(found) or sessions.exists(transaction, id), found
+    except Unavailable:
+        time.sleep(AWAY_S)
+        return True, []
 
 
 def seen(id: str, here: Here, owner: Owner) -> None:

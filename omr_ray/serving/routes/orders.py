@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from omr_ray.dialogue.engine import Picture
+from omr_ray.dialogue.engine import NO_SPACE, Picture
 from omr_ray.dialogue.session import Session
 from omr_ray.serving.openai_schemas import ImageSettings
 from omr_ray.serving.routes.adapters import permitted
@@ -25,6 +25,7 @@ from omr_ray.serving.store.database import Once
 from omr_ray.serving.store.queue import OPEN
 from omr_ray.serving.store.sessions import NotFound
 from omr_ray.serving.store.tables import StoredEvent
+from omr_ray.types import NoSpace
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +118,8 @@ def _uploaded(session: Session, address: str) -> Session:
 
 def _check_failed(event: StoredEvent) -> None:
     if event.kind == "round" and event.data["status"] == "failed":
+        if event.data["error"] == NO_SPACE:
+            raise NoSpace(f"round {event.round} found no space")
         raise Refused(500, event.data["error"], code="generation_failed")
     if event.kind == "round" and event.data["status"] == "cancelled":
         raise Refused(400, f"round {event.round} was cancelled", code="cancelled")

@@ -13,16 +13,21 @@ from alembic import command
 from alembic.config import Config as AlembicConfig
 from sqlalchemy import create_engine, delete, event, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from sqlalchemy.orm import Session as Transaction
 
 from omr_ray.serving.store.tables import Answered
-from omr_ray.types import UserError
+from omr_ray.types import NoSpace, Unavailable, UserError
 
 MIGRATIONS = Path(__file__).parents[1] / "migrations"
 BUSY_S = 30  # that a writer waits for another one
 ANSWERS_KEPT_S = 24 * 3600
 MIGRATION_LOCK = 0x6F6D72  # of PostgreSQL's advisory locks
+# libpq would wait for minutes for a server that is silent.
+POSTGRES_WAITS = {"connect_timeout": "10", "keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3"}
+FULL = ("SQLITE_FULL", "53100")  # SQLite's name and PostgreSQL's SQLSTATE
+READ_ONLY = "25006"  # a standby, or a server that its operator has closed for writing
 
 
 class Conflict(Exception):
@@ -39,7 +44,7 @@ class Once:
 
 
 class Database:
-    """Raises UserError for a URL that cannot be used, or a server that cannot be reached when it is first asked.
+    """Raises UserError for a URL that cannot be used, and Unavailable whenever it is asked and cannot answer: NoSpace where it is full.
 
     Example: Database("sqlite:////srv/omr/service.db"), Database("postgresql+psycopg://user@host/omr")
     """
@@ -52,6 +57,8 @@ class Database:
             if parsed.get_backend_name() == "sqlite" and parsed.database:
                 Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
             self.shown = parsed.render_as_string(hide_password=True)
+            if parsed.get_backend_name() == "postgresql":
+                parsed = parsed.update_query_dict({**POSTGRES_WAITS, **parsed.query})
             self._engine = create_engine(parsed, pool_pre_ping=True)
         except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
             raise UserError(f"database URL: {error}; give sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME") from None
@@ -80,9 +87,11 @@ class Database:
         try:
             with Transaction(engine, expire_on_commit=False) as transaction:
                 yield transaction
-        except OperationalError as error:
-            line = str(error.orig).strip().splitlines()[0]
-            raise UserError(f"{self.shown}: cannot be used ({line}); see that it can be reached, has space and is migrated") from error
+        except (DBAPIError, NoConnectionFree) as error:
+            if (kind := _outage(error)) is None:
+                raise
+            line = str(getattr(error, "orig", error)).strip().splitlines()[0]
+            raise kind(f"{self.shown}: cannot be used ({line}); see that it can be reached, has space and is migrated") from error
 
     def once(self, once: Once | None, work: Callable[[Transaction], dict[str, Any]]) -> tuple[dict[str, Any], bool]:
         """What `work` answers, and whether it was answered before, to the same request with the same key.
@@ -127,6 +136,17 @@ class Database:
 def insert(transaction: Transaction, table: Any) -> Any:
     """An INSERT that knows ON CONFLICT: both databases have it, each in its own dialect."""
     return {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[transaction.get_bind().dialect.name](table)
+
+
+def _outage(error: DBAPIError | NoConnectionFree) -> type[Unavailable] | None:
+    """What to call an error that is no fault of the statement; None where it is one."""
+    if isinstance(error, NoConnectionFree):
+        return Unavailable
+    code = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "sqlite_errorname", None)
+    if code in FULL:
+        return NoSpace
+    away = isinstance(error, (OperationalError, InterfaceError)) or error.connection_invalidated or code == READ_ONLY
+    return Unavailable if away else None
 
 
 def _prepare_sqlite(connection: Any, _: Any) -> None:

@@ -33,11 +33,15 @@ class Claim:
     holder: str
 
 
-def claim(transaction: Transaction, holder: str, lease_s: float) -> Claim | None:
-    """The oldest round that nobody works on, which is the holder's from now on; None where there is none."""
+def claim(transaction: Transaction, holder: str, lease_s: float, besides: Collection[int] = ()) -> Claim | None:
+    """The oldest round that nobody works on, which is the holder's from now on; None where there is none.
+
+    besides: rows that the holder works on already: while the database is away their leases run out.
+    """
     now = time.time()
     free = (StoredRound.lease_until.is_(None)) | (StoredRound.lease_until < now)
-    oldest = select(StoredRound.row).where(StoredRound.status.in_(OPEN), free).order_by(StoredRound.row).limit(1)
+    open_ = StoredRound.status.in_(OPEN), StoredRound.row.not_in(besides)
+    oldest = select(StoredRound.row).where(*open_, free).order_by(StoredRound.row).limit(1)
     taken = (
         update(StoredRound)
         .where(StoredRound.row == oldest.with_for_update(skip_locked=True).scalar_subquery())

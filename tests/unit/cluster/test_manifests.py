@@ -14,10 +14,12 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 from kubernetes_validate.utils import latest_version, schema_contents
+from ray._common.utils import import_attr
 from ray.serve.schema import ServeDeploySchema
 from referencing import Registry, Resource
 
 from omr_ray.config.run import RunConfig
+from omr_ray.serving import proxy
 
 ROOT = Path(__file__).parents[3]
 KUBERAY = ROOT / "cluster/kuberay"
@@ -139,6 +141,11 @@ def test_the_service_keeps_its_state_and_its_serve_config_is_one():
     config = ServeDeploySchema.model_validate(yaml.safe_load(service["serveConfigV2"]))
     assert [(app.import_path, app.route_prefix) for app in config.applications] == [("omr_ray.serving.app:build", "/")]
     assert config.http_options.port == 8000
+    groups = (service["rayClusterConfig"]["headGroupSpec"], *service["rayClusterConfig"]["workerGroupSpecs"])
+    for group in groups:  # each node has an HTTP server
+        environment = {entry["name"]: entry["value"] for entry in group["template"]["spec"]["containers"][0]["env"]}
+        assert environment[proxy.VARIABLE] == proxy.VALUE
+    assert [middleware.cls.__name__ for middleware in import_attr(proxy.VALUE)()] == ["OneShape", "Answered"]
 
 
 def test_only_serve_is_reached_from_outside():
