@@ -21,6 +21,7 @@ from omr_ray.serving.routes.health import health_router
 from omr_ray.serving.routes.images import images_router
 from omr_ray.serving.routes.metrics import metrics_router
 from omr_ray.serving.routes.openai_images import openai_images_router
+from omr_ray.serving.store.changes import Changes
 from omr_ray.serving.store.database import Database
 
 
@@ -38,7 +39,7 @@ def create_api(config: ServeConfig, ready: Callable[[], Awaitable[bool]]) -> Fas
     database = Database(config.database)
     metrics = Metrics(database)
     api = Api(metrics, title="omr_ray", version=__version__, max_body_size=config.limits.body_bytes, docs_url=None, redoc_url=None)
-    api.state.service = Service(config=config, database=database, pictures=PictureStore(config.images))
+    api.state.service = Service(config=config, database=database, changes=Changes(database), pictures=PictureStore(config.images))
     if not config.http.keys_required:  # else a page could reach us under a name of its own that leads here
         api.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
     add_errors(api)

@@ -32,6 +32,7 @@ from omr_ray.vlm.engine import Conversation
 AT_ONCE = 64  # calls of one process of the language side, or of the rounds
 HEALTH_PERIOD_S = 2  # a process that has died is replaced after this
 HEALTH_TIMEOUT_S = 60
+TELL_S = 0.2  # between two steps of an image that are told of: each passes three processes and the database
 SHUTDOWN_S = 10  # that a process gets for what it has begun; a page that stays open never ends its stream of events
 
 
@@ -74,14 +75,20 @@ class Diffusion:
         self._painter.paint(first, lambda step, steps, preview: None)
 
     async def paint(self, commission: Commission) -> AsyncIterator[Any]:
-        """(step, steps, preview) after each step, then the Picture. Whoever closes the stream ends the loop at its next step."""
-        loop, told, stop = asyncio.get_running_loop(), asyncio.Queue[Any](), threading.Event()
+        """(step, steps, preview) of the first and the last step, of those with a preview and of some between; then the Picture.
 
-        def watch(*step: Any) -> None:
+        Whoever closes the stream ends the loop at its next step.
+        """
+        loop, told, stop, last = asyncio.get_running_loop(), asyncio.Queue[Any](), threading.Event(), -TELL_S
+
+        def watch(step: int, steps: int, preview: np.ndarray | None) -> None:
+            nonlocal last
             if stop.is_set():
                 raise Cancelled
-            self._step_begun = time.monotonic()
-            loop.call_soon_threadsafe(told.put_nowait, step)
+            self._step_begun = now = time.monotonic()
+            if preview is not None or step == steps or now - last >= TELL_S:
+                last = now
+                loop.call_soon_threadsafe(told.put_nowait, (step, steps, preview))
 
         def work() -> Picture:
             self._step_begun = time.monotonic()

@@ -23,6 +23,7 @@ from omr_ray.serving.adapters import pinned
 from omr_ray.serving.events import Preview, Progress
 from omr_ray.serving.pictures import PictureStore, to_base64
 from omr_ray.serving.store import queue, sessions
+from omr_ray.serving.store.changes import Changes
 from omr_ray.serving.store.database import Database
 from omr_ray.serving.store.queue import Claim, Lost
 from omr_ray.serving.store.sessions import NotFound
@@ -31,7 +32,7 @@ from omr_ray.vlm.engine import Conversation
 
 logger = logging.getLogger(__name__)
 
-POLL_S = 0.1
+LOOK_S = 1.0  # at the latest: the lease of a round may have run out
 CLOSING_S = 5
 AWAY_S = 600  # that what was made waits for a database that cannot be written to; then the round is left to its lease
 MOST_ATTEMPTS = 3  # of one round; one that kills whoever takes it on must not go round for ever
@@ -55,6 +56,7 @@ class Conductor:
     def __init__(self, config: ServeConfig, models: Models) -> None:
         self._config, self._models = config, models
         self._database, self._pictures = Database(config.database), PictureStore(config.images)
+        self._changes = Changes(self._database)
         self._holder, self._over = uuid.uuid4().hex, threading.Event()
         self._stops: dict[int, threading.Event] = {}  # by row
         self._looking = threading.Lock()
@@ -70,6 +72,7 @@ class Conductor:
     def close(self) -> None:
         """Rounds that are being worked on are given back, if that is done within a few seconds; others find them by their leases."""
         self._over.set()
+        self._changes.close()
         for stop in list(self._stops.values()):
             stop.set()
         limit = time.monotonic() + CLOSING_S
@@ -84,10 +87,16 @@ class Conductor:
                 logger.exception("round %d of session %s could not be gone on with", claimed.round, claimed.session)
 
     def _next(self) -> Claim | None:
-        """A round to work on; None when it is over. One thread looks for all: the more often, the busier the database."""
+        """A round to work on; None when it is over. One thread looks for all."""
         with self._looking:
             while not self._over.is_set():
+                count = self._changes.count
                 try:
+                    with self._database.read() as transaction:
+                        work = queue.waiting(transaction, besides=list(self._stops))
+                    if not work:
+                        self._changes.wait(count, LOOK_S)
+                        continue
                     with self._database.write() as transaction:
                         claimed = queue.claim(transaction, self._holder, self._config.replicas.lease_s, besides=list(self._stops))
                     if claimed is not None:
@@ -95,7 +104,6 @@ class Conductor:
                 except Exception:
                     logger.exception("no round could be taken on")
                     self._over.wait(1)
-                self._over.wait(POLL_S)
         return None
 
     def _conduct(self, claimed: Claim) -> None:

@@ -53,9 +53,9 @@ class Ddpo:
         torch.manual_seed(config.seed)
         self.config = config
         self.tokenizer = CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer")
-        self.text_encoder = CLIPTextModel.from_pretrained(WEIGHTS / "text_encoder").requires_grad_(False)
-        self.vae = AutoencoderKL.from_pretrained(WEIGHTS / "vae").requires_grad_(False)
-        self.unet = UNet2DConditionModel.from_pretrained(WEIGHTS / "unet").requires_grad_(False)
+        self.text_encoder = CLIPTextModel.from_pretrained(WEIGHTS / "text_encoder", dtype=torch.float32).requires_grad_(False)
+        self.vae = AutoencoderKL.from_pretrained(WEIGHTS / "vae", torch_dtype=torch.float32).requires_grad_(False)
+        self.unet = UNet2DConditionModel.from_pretrained(WEIGHTS / "unet", torch_dtype=torch.float32).requires_grad_(False)
         self.unet.add_adapter(
             LoraConfig(r=config.lora.rank, lora_alpha=config.lora.alpha, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
         )

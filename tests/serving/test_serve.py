@@ -63,7 +63,7 @@ def test_a_round_is_followed_by_events_which_go_on_where_they_were_cut_off(servi
     ids, kinds = [event[0] for event in seen], [event[1] for event in seen]
     assert ids == sorted(set(ids)) and kinds.count("preview") > 1 and kinds[-1] == "done"
     steps = [data["step"] for _, kind, data in seen if kind == "progress"]
-    assert steps == list(range(steps[0], steps[-1] + 1)) and steps[-1] > 20
+    assert steps == sorted(set(steps)) and steps[-1] > 20
     previews = [data for _, kind, data in seen if kind == "preview"]
     assert Image.open(io.BytesIO(base64.b64decode(previews[-1]["b64_json"]))).size == (16, 16)
     assert (seen[-1][2]["round"], seen[-1][2]["status"]) == (id, "done")

@@ -13,6 +13,7 @@ from omr_ray.serving.pictures import PictureStore
 from omr_ray.serving.routes.errors import Refused
 from omr_ray.serving.schemas import Schema
 from omr_ray.serving.store import access
+from omr_ray.serving.store.changes import Changes
 from omr_ray.serving.store.database import Database, Once
 
 LOCAL = "local"  # owner of everything where no keys are asked for
@@ -22,6 +23,7 @@ LOCAL = "local"  # owner of everything where no keys are asked for
 class Service:
     config: ServeConfig
     database: Database
+    changes: Changes
     pictures: PictureStore
 
 

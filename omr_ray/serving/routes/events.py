@@ -15,7 +15,7 @@ from omr_ray.serving.store import sessions
 from omr_ray.serving.store.tables import StoredEvent
 from omr_ray.types import Unavailable
 
-POLL_S = 0.1
+LOOK_S = 1.0  # at the latest
 AWAY_S = 1.0  # until a database that is away is asked again
 
 router = APIRouter()
@@ -41,10 +41,11 @@ def seen(id: str, here: Here, owner: Owner) -> None:
 @router.get("/v1/sessions/{id}/events", response_class=EventSourceResponse, dependencies=[Depends(seen)])
 async def events(id: str, here: Here, last: Annotated[int, Header(alias="Last-Event-ID", ge=0)] = 0) -> AsyncIterator[ServerSentEvent]:
     while True:
+        count = here.changes.count
         there, found = await asyncio.to_thread(newer, here, id, last)
         for event in found:
             last = event.id
             yield ServerSentEvent(data=event.data, event=event.kind, id=str(event.id))
         if not there:
             return
-        await asyncio.sleep(POLL_S)
+        await here.changes.of_session(id, last, count, LOOK_S)

@@ -18,7 +18,7 @@ from omr_ray.serving.openai_schemas import ImageSettings
 from omr_ray.serving.routes.adapters import permitted
 from omr_ray.serving.routes.caller import Service
 from omr_ray.serving.routes.errors import Refused
-from omr_ray.serving.routes.events import POLL_S, newer
+from omr_ray.serving.routes.events import LOOK_S, newer
 from omr_ray.serving.schemas import LARGEST_SEED
 from omr_ray.serving.store import access, sessions
 from omr_ray.serving.store.database import Once
@@ -85,6 +85,7 @@ async def followed(
     left, last, limit = set(order.rounds), order.after, time.monotonic() + here.config.limits.images_wait_s
     try:
         while True:
+            count = here.changes.count
             there, found = await asyncio.to_thread(newer, here, order.session, last)
             own = [event for event in found if event.round in order.rounds]
             for event in own:
@@ -99,10 +100,8 @@ async def followed(
                 raise Refused(504, "the images were not done in time; try again later", code="timeout")
             if not there:
                 raise NotFound(f"session {order.session!r}")
-            if found:
-                last = found[-1].id
-            else:
-                await asyncio.sleep(POLL_S)
+            last = found[-1].id if found else last
+            await here.changes.of_session(order.session, last, count, LOOK_S)
     finally:
         if left and not kept:
             # Not waited for: this task may be cancelled itself.

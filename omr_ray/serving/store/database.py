@@ -23,6 +23,9 @@ from omr_ray.types import NoSpace, Unavailable, UserError
 MIGRATIONS = Path(__file__).parents[1] / "migrations"
 BUSY_S = 30  # that a writer waits for another one
 ANSWERS_KEPT_S = 24 * 3600
+CHANNEL = "omr_ray"  # of PostgreSQL's notifications
+LISTEN_S = 1.0
+LOOK_S = 0.01  # at SQLite's number of commits
 MIGRATION_LOCK = 0x6F6D72  # of PostgreSQL's advisory locks
 # libpq would wait for minutes for a server that is silent.
 POSTGRES_WAITS = {"connect_timeout": "10", "keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3"}
@@ -75,6 +78,8 @@ class Database:
         """A transaction that is durable when the block is left, and never happened where it raises."""
         with self._opened(self._engine) as transaction:
             yield transaction
+            if self._engine.dialect.name == "postgresql":
+                transaction.execute(text(f"NOTIFY {CHANNEL}"))
             transaction.commit()
 
     @contextmanager
@@ -92,6 +97,21 @@ class Database:
                 raise
             line = str(getattr(error, "orig", error)).strip().splitlines()[0]
             raise kind(f"{self.shown}: cannot be used ({line}); see that it can be reached, has space and is migrated") from error
+
+    @contextmanager
+    def commits(self) -> Iterator[Callable[[], bool]]:
+        """What waits, for a second at most, until a process commits a `write`, and says whether one did.
+
+        SQLite counts commits for every connection, and that number is looked at often; PostgreSQL tells who listens.
+        Raises the driver's errors.
+        """
+        pooled = self._engine.raw_connection()
+        connection: Any = pooled.driver_connection
+        pooled.detach()  # it is not as the others any more
+        try:
+            yield _of_postgresql(connection) if self._engine.dialect.name == "postgresql" else _of_sqlite(connection)
+        finally:
+            connection.close()
 
     def once(self, once: Once | None, work: Callable[[Transaction], dict[str, Any]]) -> tuple[dict[str, Any], bool]:
         """What `work` answers, and whether it was answered before, to the same request with the same key.
@@ -147,6 +167,36 @@ def _outage(error: DBAPIError | NoConnectionFree) -> type[Unavailable] | None:
         return NoSpace
     away = isinstance(error, (OperationalError, InterfaceError)) or error.connection_invalidated or code == READ_ONLY
     return Unavailable if away else None
+
+
+def _of_postgresql(connection: Any) -> Callable[[], bool]:
+    connection.rollback()
+    connection.autocommit = True
+    connection.execute(f"LISTEN {CHANNEL}")
+
+    def next_commit() -> bool:
+        return any(True for _ in connection.notifies(timeout=LISTEN_S, stop_after=1))
+
+    return next_commit
+
+
+def _of_sqlite(connection: Any) -> Callable[[], bool]:
+    def version() -> int:
+        return connection.execute("PRAGMA data_version").fetchone()[0]
+
+    known = version()
+
+    def next_commit() -> bool:
+        nonlocal known
+        end = time.monotonic() + LISTEN_S
+        while time.monotonic() < end:
+            if (found := version()) != known:
+                known = found
+                return True
+            time.sleep(LOOK_S)
+        return False
+
+    return next_commit
 
 
 def _prepare_sqlite(connection: Any, _: Any) -> None:

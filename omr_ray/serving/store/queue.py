@@ -107,10 +107,11 @@ def by_status(transaction: Transaction) -> dict[str, int]:
     return found | {row[0]: row[1] for row in transaction.execute(select(StoredRound.status, func.count()).group_by(StoredRound.status))}
 
 
-def waiting(transaction: Transaction) -> int:
-    """How many rounds nobody works on."""
+def waiting(transaction: Transaction, besides: Collection[int] = ()) -> int:
+    """How many rounds nobody works on; besides: as for `claim`."""
     free = (StoredRound.lease_until.is_(None)) | (StoredRound.lease_until < time.time())
-    return transaction.scalar(select(func.count()).select_from(StoredRound).where(StoredRound.status.in_(OPEN), free)) or 0
+    open_ = StoredRound.status.in_(OPEN), StoredRound.row.not_in(besides)
+    return transaction.scalar(select(func.count()).select_from(StoredRound).where(*open_, free)) or 0
 
 
 def seconds_to_end(transaction: Transaction, since: float) -> list[float]:

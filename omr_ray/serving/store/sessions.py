@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -148,6 +148,12 @@ def tell(transaction: Transaction, id: str, kind: Kind, round: int, data: Schema
 def events(transaction: Transaction, id: str, after: int, limit: int = 200) -> list[StoredEvent]:
     wanted = select(StoredEvent).where(StoredEvent.session_id == id, StoredEvent.id > after)
     return list(transaction.scalars(wanted.order_by(StoredEvent.id).limit(limit)))
+
+
+def last_events(transaction: Transaction, ids: Collection[str]) -> dict[str, int]:
+    """The id of the newest event of each session that is there."""
+    found = transaction.execute(select(StoredSession.id, StoredSession.last_event).where(StoredSession.id.in_(ids)))
+    return {row.id: row.last_event for row in found}
 
 
 def row(transaction: Transaction, id: str, round: int) -> StoredRound:
