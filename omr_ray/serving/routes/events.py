@@ -16,6 +16,7 @@ from omr_ray.serving.store.tables import StoredEvent
 from omr_ray.types import Unavailable
 
 POLL_S = 0.1
+MOST_EVENTS = 2**31 - 1  # of a session: the largest number that both databases can compare with
 AWAY_S = 1.0  # until a database that is away is asked again
 
 router = APIRouter()
@@ -39,7 +40,9 @@ def seen(id: str, here: Here, owner: Owner) -> None:
 
 
 @router.get("/v1/sessions/{id}/events", response_class=EventSourceResponse, dependencies=[Depends(seen)])
-async def events(id: str, here: Here, last: Annotated[int, Header(alias="Last-Event-ID", ge=0)] = 0) -> AsyncIterator[ServerSentEvent]:
+async def events(
+    id: str, here: Here, last: Annotated[int, Header(alias="Last-Event-ID", ge=0, le=MOST_EVENTS)] = 0
+) -> AsyncIterator[ServerSentEvent]:
     while True:
         there, found = await asyncio.to_thread(newer, here, id, last)
         for event in found:
