@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from typing import Annotated
 
@@ -17,7 +16,6 @@ from omr_ray.types import Unavailable
 
 POLL_S = 0.1
 MOST_EVENTS = 2**31 - 1  # of a session: the largest number that both databases can compare with
-AWAY_S = 1.0  # until a database that is away is asked again
 
 router = APIRouter()
 
@@ -29,7 +27,6 @@ def newer(here: Service, id: str, last: int) -> tuple[bool, list[StoredEvent]]:
             found = sessions.events(transaction, id, last)
             return bool(found) or sessions.exists(transaction, id), found
     except Unavailable:
-        time.sleep(AWAY_S)
         return True, []
 
 
