@@ -60,9 +60,9 @@ def configured(place, **changes):
 
 
 @contextmanager
-def web_service(place, owners=("ann", "bob"), **changes):
+def web_service(place, owners=("ann", "bob"), models=None, **changes):
     """Serves from the directory `place`; `changes` are of its config."""
-    config, models = configured(place, **changes), ScriptedModels()
+    config, models = configured(place, **changes), models or ScriptedModels()
     database = Database(config.database)
     database.migrate()
     with database.write() as transaction:

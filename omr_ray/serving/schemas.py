@@ -10,7 +10,8 @@ Every fault has one shape, `{"error": {"message", "type", "param", "code"}}`, al
     GET    /v1/sessions/{id}/events            server-sent events, see `events.py`; Last-Event-ID goes on behind an id
     GET    /v1/images/{address}                PNG that carries its Recipe       POST /v1/restore (multipart image)  Restored
     GET    /v1/adapters                        AdapterList
-    GET    /v1/updates                         UpdateList        POST /v1/updates/rollback  AdapterList
+    GET    /v1/updates                         UpdateList        POST /v1/updates/rollback          AdapterList
+    GET    /v1/updates/general                 UpdateList        POST /v1/updates/general/rollback  AdapterList, for operators
     GET    /v1/annotations/next, /mine         PairView, AnnotationList          POST /v1/annotations      AnnotationView, 201
     POST   /v1/images/..., GET /v1/models      see openai_schemas.py   GET /metrics   see metrics.py
 """
@@ -230,7 +231,7 @@ class AdapterList(Schema):
 
 
 class UpdateView(Schema):
-    """What came of the caller's votes, every so many of them (TDRI section 3.2.3)."""
+    """What came of the caller's votes, or of everybody's, every so many of them (TDRI section 3.2.3)."""
 
     object: Literal["update"] = "update"
     id: int

@@ -9,7 +9,8 @@ Users are those of the embedded world, each with wishes of their own. `alone`: o
 the first preview, to the image, to the end of the round; `engine` is the same rounds in this process, without a service, and
 `overhead` the ratio of the two medians of whole rounds, less one. `together`: --users at once: what was lost, and how far the
 users' mean times are apart. `refused`: more rounds at once than an owner may have: how many answers were 429 with Retry-After.
-`soak`: --soak-s seconds of users of whom three in ten stop their round: resident memory of every process of --pid, in MiB an hour.
+`soak`: --soak-s seconds of users who give up three in ten of their rounds (they cancel, close the page and delete the session, or
+hang up on a request for an image): memory of every process below --pid, in MiB an hour with its noise, and what was left running.
 """
 
 from __future__ import annotations
@@ -17,27 +18,23 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import random
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import httpx2
-import numpy as np
-import psutil
 
 from omr_ray.atelier.dialogues import make_dialogues
 from omr_ray.config.serve import ServeConfig
 from omr_ray.evaluation.interactive.in_process import EngineSystem, LoadedModels
 from omr_ray.evaluation.interactive.talking import FULL, Said
 from omr_ray.types import Dialogue
+from tests.bench.soak import soak
 
 ROUND_S = 300.0
 EVENT_BYTES = 64 * 2**20
-ABORTED = 0.3
-SAMPLE_S = 5.0
 
 
 async def timed_round(
@@ -53,20 +50,23 @@ async def timed_round(
     if stop_after is not None:
         await asyncio.sleep(stop_after)
         await client.post(f"/v1/sessions/{session}/rounds/{id}/cancel")
-    async with (
-        asyncio.timeout(ROUND_S),
-        client.sse(f"/v1/sessions/{session}/events", headers={"Last-Event-ID": str(last)}, max_event_size=EVENT_BYTES) as source,
-    ):
-        async for event in source:
-            data = json.loads(event.data)
-            if data.get("round", data.get("id")) != id:
-                continue
-            if event.event == "preview":
-                found.setdefault("preview", time.perf_counter() - began)
-            elif event.event == "round" and data["image"]:
-                found.setdefault("image", time.perf_counter() - began)
-            elif event.event == "done":
-                return found | {"round": time.perf_counter() - began, "status": data["status"]}
+    try:
+        async with (
+            asyncio.timeout(ROUND_S),
+            client.sse(f"/v1/sessions/{session}/events", headers={"Last-Event-ID": str(last)}, max_event_size=EVENT_BYTES) as source,
+        ):
+            async for event in source:
+                data = json.loads(event.data)
+                if data.get("round", data.get("id")) != id:
+                    continue
+                if event.event == "preview":
+                    found.setdefault("preview", time.perf_counter() - began)
+                elif event.event == "round" and data["image"]:
+                    found.setdefault("image", time.perf_counter() - began)
+                elif event.event == "done":
+                    return found | {"round": time.perf_counter() - began, "status": data["status"]}
+    except TimeoutError:
+        pass
     return found | {"status": "no end"}
 
 
@@ -116,47 +116,6 @@ async def refused(client: httpx2.AsyncClient, dialogues: Sequence[Dialogue]) -> 
     }
 
 
-async def soak(client: httpx2.AsyncClient, dialogues: Sequence[Dialogue], seconds: float, pid: int) -> dict[str, Any]:
-    """Users at once until the time is over; memory in straight lines over the second half."""
-    end, counts = time.monotonic() + seconds, {"done": 0, "cancelled": 0, "other": 0}
-    sizes: dict[str, list[tuple[float, float]]] = {}
-
-    async def user(number: int) -> None:
-        rng = random.Random(number)
-        while time.monotonic() < end:
-            session = (await client.post("/v1/sessions", json={})).json()["id"]
-            for round_ in dialogues[rng.randrange(len(dialogues))].rounds:
-                stop = rng.uniform(0, 1.5) if rng.random() < ABORTED else None
-                status = (await timed_round(client, session, round_.utterance, rng.randrange(2**31), stop)).get("status")
-                counts[status if status in counts else "other"] += 1
-            await client.delete(f"/v1/sessions/{session}")
-
-    async def watch() -> None:
-        while time.monotonic() < end:
-            for name, size in memory(pid):
-                sizes.setdefault(name, []).append((time.monotonic(), size))
-            await asyncio.sleep(SAMPLE_S)
-
-    await asyncio.gather(watch(), *(user(number) for number in range(4)))
-    processes = {}
-    for name, values in sizes.items():
-        times, mib = np.array(values[len(values) // 2 :]).T
-        if len(times) > 2:
-            processes[name] = {"mib": mib[-1], "mib_per_hour": 3600 * float(np.polyfit(times - times[0], mib, 1)[0])}
-    return {"seconds": seconds, "rounds": counts, "processes": processes}
-
-
-def memory(pid: int) -> Iterator[tuple[str, float]]:
-    """Resident MiB of every replica below a process."""
-    for process in psutil.Process(pid).children(recursive=True):
-        try:
-            name = process.cmdline()[0]
-            if name.startswith("ray::"):
-                yield f"{name} {process.pid}", process.memory_info().rss / 2**20
-        except (psutil.Error, IndexError):
-            continue
-
-
 def engine(config: ServeConfig, dialogues: Sequence[Dialogue]) -> float:
     """Median seconds of a round without a service; the first dialogue is not counted."""
     models = LoadedModels(config)
@@ -182,7 +141,7 @@ async def measure(options: argparse.Namespace, dialogues: Sequence[Dialogue]) ->
             found[name] = await result
             print(json.dumps({name: found[name]}), file=sys.stderr, flush=True)
         if options.soak_s:
-            found["soak"] = await soak(client, dialogues, options.soak_s, options.pid)
+            found["soak"] = await soak(client, dialogues, options.soak_s, options.pid, timed_round)
     return found
 
 
@@ -195,6 +154,8 @@ def main() -> None:
     parser.add_argument("--soak-s", type=float, default=0.0)
     parser.add_argument("--pid", type=int, help="of the service, for the soak")
     options = parser.parse_args()
+    if options.soak_s and options.pid is None:
+        parser.error("--soak-s watches the memory of a service on this machine; give its --pid too")
     dialogues = make_dialogues("heldout", 2 * options.users, rounds=3)
     found = asyncio.run(measure(options, dialogues))
     found["engine"] = engine(ServeConfig.load(options.config, options.overrides), dialogues[: options.users])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from typing import Annotated
 
@@ -16,7 +15,7 @@ from omr_ray.serving.store.tables import StoredEvent
 from omr_ray.types import Unavailable
 
 LOOK_S = 1.0  # at the latest
-AWAY_S = 1.0  # until a database that is away is asked again
+MOST_EVENTS = 2**31 - 1  # of a session: the largest number that both databases can compare with
 
 router = APIRouter()
 
@@ -28,7 +27,6 @@ def newer(here: Service, id: str, last: int) -> tuple[bool, list[StoredEvent]]:
             found = sessions.events(transaction, id, last)
             return bool(found) or sessions.exists(transaction, id), found
     except Unavailable:
-        time.sleep(AWAY_S)
         return True, []
 
 
@@ -39,7 +37,9 @@ def seen(id: str, here: Here, owner: Owner) -> None:
 
 
 @router.get("/v1/sessions/{id}/events", response_class=EventSourceResponse, dependencies=[Depends(seen)])
-async def events(id: str, here: Here, last: Annotated[int, Header(alias="Last-Event-ID", ge=0)] = 0) -> AsyncIterator[ServerSentEvent]:
+async def events(
+    id: str, here: Here, last: Annotated[int, Header(alias="Last-Event-ID", ge=0, le=MOST_EVENTS)] = 0
+) -> AsyncIterator[ServerSentEvent]:
     while True:
         count = here.changes.count
         there, found = await asyncio.to_thread(newer, here, id, last)
