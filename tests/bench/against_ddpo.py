@@ -6,6 +6,7 @@ Both make the same images: single prompts (`dialogues.rounds=1`), as many a step
 its denoising steps, guidance, batch and reward model. Variants of ours:
 
     config       as the config stands: its stored steps, its estimator
+    ratio        its stored steps, by the importance ratio alone
     every_step   stores and trains every denoising step, by the importance ratio alone, as the yardstick does
 """
 
@@ -20,6 +21,7 @@ import sys
 from omr_ray.config.run import RunConfig
 
 LIMIT_S = 3600.0
+VARIANTS = ["config", "ratio", "every_step"]
 
 
 def main() -> None:
@@ -28,7 +30,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="for both sides")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--steps", type=int, default=5, help="of each run, after one that is not counted")
-    parser.add_argument("--variants", nargs="+", choices=["config", "every_step"], default=["config", "every_step"])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
     options = parser.parse_args()
     overrides, variants = same_images(RunConfig.load(options.config, options.overrides), options.overrides)
     rates: dict[str, list[float]] = {name: [] for name in ("ddpo", *options.variants)}
@@ -50,8 +52,9 @@ def same_images(config: RunConfig, given: list[str]) -> tuple[list[str], dict[st
     dialogues = config.dialogues_per_step * config.dialogues.rounds
     steps = config.sampler.steps
     both = [*given, "dialogues.rounds=1", f"dialogues_per_step={dialogues}", "noise_loss.weight=0"]
-    every = [f"sampler.window=[1,{steps}]", f"sampler.train_steps_per_round={steps}", "algorithm.reward_gradient=0"]
-    return both, {"config": [], "every_step": every}
+    ratio = ["algorithm.reward_gradient=0"]
+    every = [f"sampler.window=[1,{steps}]", f"sampler.train_steps_per_round={steps}", *ratio]
+    return both, dict(zip(VARIANTS, ([], ratio, every), strict=True))
 
 
 def printed(command: list[str]) -> dict:
