@@ -27,7 +27,7 @@ class Painting(Config):
     strength: float = Field(0.8, gt=0, le=1, description="of an edit, where a request does not say it")
     height: PositiveInt | None = None
     width: PositiveInt | None = None
-    preview_every: NonNegativeInt = Field(1, description="steps between two previews; 0 sends none")
+    preview_every: NonNegativeInt = Field(1, description="fewest steps between two previews; 0 sends none")
 
     def sampler(self) -> Sampler:
         shared = self.model_dump(include={"steps", "eta", "guidance_scale", "height", "width"})

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -32,7 +32,7 @@ from omr_ray.vlm.engine import Conversation
 AT_ONCE = 64  # calls of one process of the language side, or of the rounds
 HEALTH_PERIOD_S = 2  # a process that has died is replaced after this
 HEALTH_TIMEOUT_S = 60
-TELL_S = 0.2  # between two steps of an image that are told of: each passes three processes and the database
+TELL_S = 0.25  # between two steps of an image that are told of: a preview is decoded, and passes three processes and the database
 SHUTDOWN_S = 10  # that a process gets for what it has begun; a page that stays open never ends its stream of events
 
 
@@ -70,25 +70,29 @@ class Diffusion:
         actors = config.replicas.diffusion
         self._painter = Painter(config, device_for(actors, "diffusion"), actors.threads)
         self._pool, self._longest_step_s = ThreadPoolExecutor(1), config.replicas.answer_timeout_s
+        self._preview_every = config.painting.preview_every
         self._step_begun: float | None = None  # None while nothing is painted
         first = Commission(prompt="", seed=0, strength=1.0, parent=None, pose_from=None, context=np.zeros(1, np.float32), adapter=None)
         self._painter.paint(first, lambda step, steps, preview: None)
 
     async def paint(self, commission: Commission) -> AsyncIterator[Any]:
-        """(step, steps, preview) of the first and the last step, of those with a preview and of some between; then the Picture.
+        """(step, steps, preview) of the first and the last step and of some between, then the Picture.
 
         Whoever closes the stream ends the loop at its next step.
         """
-        loop, told, stop, last = asyncio.get_running_loop(), asyncio.Queue[Any](), threading.Event(), -TELL_S
+        loop, told, stop = asyncio.get_running_loop(), asyncio.Queue[Any](), threading.Event()
+        last, seen = -TELL_S, 0  # when a step was told of, and of which there was a preview
 
-        def watch(step: int, steps: int, preview: np.ndarray | None) -> None:
-            nonlocal last
+        def watch(step: int, steps: int, preview: Callable[[], np.ndarray]) -> None:
+            nonlocal last, seen
             if stop.is_set():
                 raise Cancelled
             self._step_begun = now = time.monotonic()
-            if preview is not None or step == steps or now - last >= TELL_S:
-                last = now
-                loop.call_soon_threadsafe(told.put_nowait, (step, steps, preview))
+            if step < steps and now - last < TELL_S:
+                return
+            due = 0 < self._preview_every <= step - seen and step < steps
+            last, seen = now, step if due else seen
+            loop.call_soon_threadsafe(told.put_nowait, (step, steps, preview() if due else None))
 
         def work() -> Picture:
             self._step_begun = time.monotonic()

@@ -1,7 +1,7 @@
 """What GET /v1/sessions/{id}/events tells, in order, each with an id that counts from 1 in its session.
 
     event: round      data: RoundView             a step of a round was taken, and is stored
-    event: progress   data: Progress              step k of n of its image; of quick steps not each
+    event: progress   data: Progress              step k of n of its image; of quick steps not each one
     event: preview    data: Preview               what the image would be if it were done now
     event: done       data: Done                  the round has ended: done, failed or cancelled
 

@@ -8,7 +8,6 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from omr_ray.config.serve import ServeConfig
 from omr_ray.dialogue.engine import Commission, Picture
@@ -19,7 +18,7 @@ from omr_ray.diffusion.sampler import AfterStep
 from omr_ray.loading import policy_from, pose_estimator_from, sampler_from
 from omr_ray.serving.adapters import AdapterCache, Held
 
-Watch = Callable[[int, int, np.ndarray | None], None]  # step, steps, and a preview u8 [H W 3] where there is one; may raise
+Watch = Callable[[int, int, Callable[[], np.ndarray]], None]  # step, steps, and what decodes a preview u8 [H W 3]; may raise
 
 
 class Painter:
@@ -40,7 +39,7 @@ class Painter:
 
     def paint(self, commission: Commission, watch: Watch) -> Picture:
         """The same commission gives the same picture, whatever was painted before. Raises UserError, and what `watch` raises."""
-        return self._paint_alike([commission], lambda step, steps, x0: watch(step, steps, self._preview(step, steps, x0)))[0]
+        return self._paint_alike([commission], lambda step, steps, x0: watch(step, steps, lambda: self.policy.render(x0)[0]))[0]
 
     def paint_all(self, commissions: Sequence[Commission]) -> list[Picture]:
         """The pictures of N commissions; those of one kind go through the network together. Raises UserError."""
@@ -94,7 +93,3 @@ class Painter:
             return None
         found, (height, width) = self._pose.estimate(np.stack(first)), first[0].shape[:2]
         return heat_maps(found, height=height, width=width, sigma=pose.sigma, min_confidence=pose.min_confidence)
-
-    def _preview(self, step: int, steps: int, x0: Tensor) -> np.ndarray | None:
-        every = self._config.painting.preview_every
-        return self.policy.render(x0)[0] if every and step % every == 0 and step < steps else None
