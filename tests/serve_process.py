@@ -32,7 +32,7 @@ from tests.web_service import shaped
 
 ROOT = Path(__file__).parents[1]
 STEPS = 100
-PATIENCE_S = 600
+PATIENCE_S = 1200
 
 
 def served(place, config="config.yaml", *options):

@@ -118,12 +118,9 @@ def test_a_body_that_does_not_say_its_length_is_cut_off_at_the_limit(ann, sessio
     assert rounds(ann, session) == []
 
 
-@pytest.mark.parametrize("method", ["TRACE", "PUT", "PATCH", "SECRET", "get", "POST\u200b".encode("utf-8").decode("latin-1")])
+@pytest.mark.parametrize("method", ["TRACE", "PUT", "PATCH", "OPTIONS"])
 def test_a_method_that_no_route_has_is_told_so(ann, session, method):
-    try:
-        shaped(ann.request(method, f"/v1/sessions/{session}"), 400, 405)
-    except (httpx2.TransportError, httpx2.InvalidURL, UnicodeError):
-        assert not method.isalpha() or not method.isascii()  # it is no request at all
+    shaped(ann.request(method, f"/v1/sessions/{session}"), 405)
 
 
 def test_a_recipe_that_lies_restores_nothing(ann, session):

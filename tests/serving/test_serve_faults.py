@@ -11,7 +11,7 @@ from tests.serve_process import serving
 from tests.tiny import make_tiny_clip, make_tiny_sd
 from tests.web_service import shaped
 
-pytestmark = [pytest.mark.timeout(1800), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(3600), pytest.mark.slow]
 DATABASE = "service"
 
 

@@ -15,7 +15,8 @@ from omr_ray.serving.store.database import Database
 from omr_ray.serving.store.sessions import NotFound
 from omr_ray.serving.updates import Updater
 from omr_ray.serving.versions import Versions
-from omr_ray.types import UserError
+from omr_ray.types import Unavailable, UserError
+from tests.postgres_server import postgres_server
 from tests.tiny import make_tiny_sd
 
 pytestmark = pytest.mark.timeout(900)
@@ -179,6 +180,26 @@ def test_an_update_that_is_made_again_begins_where_it_began(config, database, st
     with database.read() as transaction:
         assert updates.updates(transaction, cut_off.adapter)[0].sha256 == first
     assert versions.weights(first, 2, 2.0) is not None
+
+
+def test_an_update_whose_database_goes_away_is_made_again_and_no_vote_is_lost(config):
+    with postgres_server() as server:
+        config = config.model_copy(update={"database": server.make("updates")})
+        database = Database(config.database)
+        database.migrate()
+        studio, updater = Studio(config, database), Updater(config, "cpu", 1)
+        for _ in range(10):
+            studio.vote(0)
+        cut_off = claim(database, "dead", lease_s=1)
+        server.stop()
+        with pytest.raises(Unavailable):
+            updater.make(cut_off)
+        server.start()
+        time.sleep(1)
+        again = claim(database, "alive")
+        assert (again.id, again.after, again.up_to) == (cut_off.id, 0, 10)
+        assert updater.make(again) == "published"
+        database.close()
 
 
 def test_a_vote_whose_parent_image_is_gone_teaches_nothing(config, database, studio, tmp_path):
