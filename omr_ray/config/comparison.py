@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from omr_ray.config.dialogue import Language
+from omr_ray.config.dialogue import Language, TransformersLanguage
 from omr_ray.config.reading import Config
 from omr_ray.config.rewards import LONGEST_PAUSE_S
 from omr_ray.config.run import RunConfig
@@ -147,6 +147,7 @@ class ComparisonConfig(Config):
     overrides: tuple[str, ...] = Field((), description="of that config, as on the command line; dialogues.rounds=8 for OMR fig. 7")
     models: tuple[Model, ...] = (Base(),)
     metrics: tuple[Metric, ...] = (Clip(), Blip(), Lpips(), Aesthetic())
+    language: Language = Field(TransformersLanguage(batch_size=64), description="of the dialogue engine, which OMR table 2 talks to")
     selection: Selection = Selection()
     excite: Excite = Excite()
     ablations: dict[str, Name] = Field({}, description="OMR fig. 8: what was left out -> name of a model above")

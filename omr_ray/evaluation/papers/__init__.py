@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from omr_ray.evaluation.papers import omr, people, tdri
-from omr_ray.evaluation.papers.result import DIALOGUES, PROMPTS, SCRATCH, SELECTION, SESSIONS, Context, Protocol, Result
+from omr_ray.evaluation.papers import omr, people, switching, tdri
+from omr_ray.evaluation.papers.result import DIALOGUES, PROMPTS, SCRATCH, SELECTION, SESSIONS, SWITCHING, Context, Protocol, Result
 from omr_ray.types import UserError
 
 EXCITE = "excite"  # one task a threshold
@@ -32,7 +32,9 @@ PROTOCOLS: dict[str, Published] = {
     ),
     "omr-fig6": Published(source=_OMR.format("figure 6"), title="Selection: top 3 of many", function=omr.selection, tasks=(SELECTION,)),
     "omr-fig7": Published(source=_OMR.format("figure 7"), title="Win rates by round", function=omr.win_matrix, tasks=(DIALOGUES,)),
-    "omr-table2": Published(source=_OMR.format("table 2"), title="Modality switching", function=omr.modality_switching),
+    "omr-table2": Published(
+        source=_OMR.format("table 2"), title="Modality switching", function=switching.modality_switching, tasks=(SWITCHING,)
+    ),
     "omr-fig8": Published(source=_OMR.format("figure 8"), title="Ablation of rewards", function=omr.ablation, tasks=(DIALOGUES,)),
     "omr-fig9": Published(source=_OMR.format("figure 9"), title="Training size", function=omr.training_size, tasks=(DIALOGUES,)),
     "votes": Published(source="OMR-Diffusion and TDRI, table 1", title="Human votes", function=people.human_votes, tasks=(DIALOGUES,)),

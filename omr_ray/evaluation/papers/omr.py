@@ -12,7 +12,7 @@ from omr_ray.config.rewards import ConstantSchedule, ExponentialSchedule
 from omr_ray.evaluation import comparing, metrics, plots
 from omr_ray.evaluation.metrics import Interval
 from omr_ray.evaluation.papers import drawing
-from omr_ray.evaluation.papers.published import MEASURED, OMR_FIG7, OMR_TABLE1, OMR_TABLE2_OURS
+from omr_ray.evaluation.papers.published import MEASURED, OMR_FIG7, OMR_TABLE1
 from omr_ray.evaluation.papers.result import (
     DIALOGUES,
     MEASURES,
@@ -195,20 +195,6 @@ def table1(context: Context) -> Result:
         "(OMR section 3.2); it is not LPIPS."
     )
     return Result(note=note, tables=(ours, *gains, published), missing=tuple(missing))
-
-
-def modality_switching(context: Context) -> Result:
-    """Table 2: not computed here; what it would take, and what the paper has."""
-    rows = tuple(
-        (name, tuple(Cell.paper(values.get(column)) for column in ("T->T", "T->I", "I+T->I", "I+T->T")))
-        for name, values in OMR_TABLE2_OURS.items()
-    )
-    table = Table(title="The paper's table 2, its own model, per cent", columns=("T→T", "T→I", "I+T→I", "I+T→T"), rows=rows)
-    why = "needs a language model that decides between words and pictures; none of the models under comparison is one"
-    gap = Missing(
-        what="Modality switching", why=why, remedy="omr-ray atelier pretrain --out DIR --only language_model, then dialogue/engine.py"
-    )
-    return Result(tables=(table,), missing=(gap,))
 
 
 def ablation(context: Context) -> Result:

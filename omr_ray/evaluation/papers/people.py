@@ -116,12 +116,13 @@ def grid(rows: Sequence[tuple[str, list[Any]]], heads: Sequence[str]) -> Markup:
     top = Markup("").join(Markup('<td><div class="said">{}</div></td>').format(head) for head in heads)
     lines = [
         Markup("<tr><th>{}</th>{}</tr>").format(
-            name, Markup("").join(Markup('<td><img src="{}" alt="{}"></td>').format(_uri(one.image), one.prompt) for one in made)
+            name, Markup("").join(Markup('<td><img src="{}" alt="{}"></td>').format(uri(one.image), one.prompt) for one in made)
         )
         for name, made in rows
     ]
     return Markup('<div class="scroll"><table class="sheet"><tr><th></th>{}</tr>{}</table></div>').format(top, Markup("").join(lines))
 
 
-def _uri(png: bytes) -> str:
+def uri(png: bytes) -> str:
+    """An image that stands in the page itself."""
     return "data:image/png;base64," + base64.b64encode(png).decode()

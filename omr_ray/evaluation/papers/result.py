@@ -20,6 +20,7 @@ from omr_ray.evaluation.metrics import Interval
 from omr_ray.evaluation.stored import Results
 
 DIALOGUES, SESSIONS, SCRATCH, PROMPTS, SELECTION = "dialogues", "sessions", "scratch-sessions", "prompts", "selection"
+SWITCHING = "switching"  # turns that are answered with a picture or with words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
