@@ -9,16 +9,15 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
 from omr_ray.atelier import WEIGHTS, shipped
-from omr_ray.atelier.oracle import Oracle
+from omr_ray.atelier.oracle import SIDE, Oracle
 from omr_ray.atelier.world import parse
 from omr_ray.config import comparison
 from omr_ray.config.run import AtelierModel, RunConfig
 from omr_ray.dialogue.simulated_user import wrong_aspects
 from omr_ray.evaluation.asked import Asked
-from omr_ray.evaluation.stored import Value
+from omr_ray.evaluation.stored import Value, at_size
 from omr_ray.loading import device_for, policy_from, reward_engine_from
 from omr_ray.types import UserError
 
@@ -78,7 +77,7 @@ class OracleReading:
 
     def measure(self, asked: Sequence[Asked]) -> list[Value]:
         values = []
-        for one, seen in zip(asked, self.oracle.read(np.stack([one.image for one in asked])), strict=True):
+        for one, seen in zip(asked, self.oracle.read(np.stack([at_size(one.image, (SIDE, SIDE)) for one in asked])), strict=True):
             for measure, text in (("prompt", one.prompt), ("intent", one.intent)):
                 wanted = parse(text)
                 if wanted:
@@ -130,8 +129,7 @@ class FeatureDistance:
 
         _, height, width = self.policy.latent_shape()
         size = (width * self.policy.vae_factor, height * self.policy.vae_factor)
-        fitted = [image if image.shape[1::-1] == size else np.asarray(Image.fromarray(image).resize(size)) for image in images]
-        return features(self.policy, self.policy.encode_images(np.stack(fitted))).cpu()
+        return features(self.policy, self.policy.encode_images(np.stack([at_size(image, size) for image in images]))).cpu()
 
 
 @dataclass(frozen=True)

@@ -125,6 +125,11 @@ def png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def at_size(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """u8 [H W 3] at (width, height): images of other models may have any size."""
+    return pixels if pixels.shape[1::-1] == size else np.asarray(Image.fromarray(pixels).resize(size))
+
+
 class Results:
     """The directory of a comparison. Raises UserError where it holds parts of another config, or a damaged file."""
 

@@ -65,7 +65,7 @@ def page(
 
 def headlines(results: Sequence[Result], context: Context) -> list[dict[str, str]]:
     """The figures that the papers put in front, of the last model that stands for theirs beside the first one."""
-    ours = [model.name for model in context.config.models if model.published == "Ours"]
+    ours = [name for name in context.models if context.published(name) == "Ours"]
     table = next((table for result in results if result.name == "omr-table1" for table in result.tables), None)
     if not ours or table is None:
         return []

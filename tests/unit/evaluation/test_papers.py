@@ -9,7 +9,7 @@ import pytest
 
 from omr_ray.config.comparison import Adapted, Base, ComparisonConfig
 from omr_ray.config.run import Evaluation, RunConfig
-from omr_ray.evaluation.papers import PROTOCOLS, chosen, omr, outcome, pages, people, tdri
+from omr_ray.evaluation.papers import PROTOCOLS, chosen, omr, outcome, pages, people, roles, tdri
 from omr_ray.evaluation.papers.result import Context
 from omr_ray.evaluation.stored import MadeImage, Results, Value, png
 from omr_ray.types import UserError
@@ -107,7 +107,7 @@ def test_simple_prompts_are_told_from_complex_ones_by_the_aspects_they_name(cont
 
 
 def test_what_is_not_given_is_missing_with_what_would_make_it(context):
-    for function, said in ((omr.ablation, "sweep_ablations"), (tdri.personal, "omr-ray serve"), (people.human_votes, "votes=FILE")):
+    for function, said in ((roles.ablation, "sweep_ablations"), (roles.personal, "omr-ray serve"), (people.human_votes, "votes=FILE")):
         (gap,) = function(context).missing
         assert said in gap.remedy
 
