@@ -8,9 +8,9 @@ from omr_ray.types import UserError
 SHIPPED = Path(__file__).parents[2] / "configs/compare_atelier.yaml"
 
 
-def test_the_shipped_config_names_a_run_and_two_models():
+def test_the_shipped_config_names_a_run_and_its_models():
     config = ComparisonConfig.load(SHIPPED)
-    assert [model.name for model in config.models] == ["Base", "Ours"]
+    assert [model.name for model in config.models] == ["Base", "Ours", "Augmented"]
     assert config.base().dialogues.rounds == 8
 
 

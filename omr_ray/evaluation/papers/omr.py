@@ -88,7 +88,7 @@ def selection(context: Context) -> Result:
     painter = (context.sampled or context.models)[0]
     worth, ours = (context.results.cube(painter, SELECTION, metric, "prompt") for metric in ("oracle", "preference"))
     rivals = {
-        name: cube[:, 0]
+        context.clip if name == "clip" else name: cube[:, 0]
         for name in ("clip", "aesthetic", "blip")
         if (cube := context.results.cube(painter, SELECTION, name, "prompt")) is not None
     }

@@ -6,13 +6,13 @@ import csv
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
-from omr_ray.config.comparison import Adapted, Augmented, ComparisonConfig, ImageEndpoint, ImageFolder
+from omr_ray.config.comparison import Adapted, Augmented, Clip, ComparisonConfig, ImageEndpoint, ImageFolder
 from omr_ray.config.run import RunConfig
 from omr_ray.evaluation import comparing
 from omr_ray.evaluation.comparing import Better
@@ -189,10 +189,19 @@ class Context:
 
     def known(self, task: str, wanted: Sequence[tuple[str, str]]) -> list[Measure]:
         """Those of the wanted measures that some model has values of."""
-        return [MEASURES[key] for key in wanted if self.cubes(task, MEASURES[key])]
+        return [self._named(MEASURES[key]) for key in wanted if self.cubes(task, MEASURES[key])]
 
     def wanted(self, keys: Sequence[tuple[str, str]]) -> list[Measure]:
-        return [MEASURES[key] for key in keys if key[0] not in self.skipped]
+        return [self._named(MEASURES[key]) for key in keys if key[0] not in self.skipped]
+
+    @property
+    def clip(self) -> str:
+        """What CLIP is called: the embedded one is no CLIP that a reader may know."""
+        own = any(isinstance(metric, Clip) and metric.path == "atelier" for metric in self.config.metrics)
+        return "Embedded CLIP" if own else "CLIP"
+
+    def _named(self, measure: Measure) -> Measure:
+        return replace(measure, title=measure.title.replace("CLIP", self.clip)) if measure.metric == "clip" else measure
 
     def gaps(self, wanted: Sequence[tuple[str, str]]) -> tuple[Missing, ...]:
         """Wanted metrics that were skipped."""

@@ -38,7 +38,7 @@ IMAGE = (("clip", "target"), ("blip", "target"), ("features", "target"))
 AGREEMENT = (("clip", "prompt"), ("blip", "prompt"), ("oracle", "prompt"), ("preference", "prompt"))
 TURNS = (2, 4, 6, 8)
 SIMPLE, COMPLEX = 3, 5  # most aspects of a simple prompt, fewest of a complex one: our reading, the paper gives no limit
-EMBEDDINGS = {"clip": "CLIP embeddings", "features": "f(z), the frozen UNet's features"}
+EMBEDDINGS = {"clip": "images, by {clip}", "features": "f(z), the frozen UNet's features"}
 MOST_EXACT = 1000
 FEWEST_POINTS = 8  # t-SNE of less shows nothing
 NO_ORACLE = "only images of the embedded world can be read exactly; elsewhere people say when they are satisfied"
@@ -273,7 +273,7 @@ def embedding_by_round(context: Context) -> Result:
         rows=padded,
     )
     note = (
-        f"Embedded: {EMBEDDINGS[metric]}. The paper reads from its figure that embeddings grow more compact by round; "
+        f"Shown: {EMBEDDINGS[metric].format(clip=context.clip)}. The paper reads from its figure that embeddings grow more compact by round; "
         "the table says it in numbers, which t-SNE's plane does not."
     )
     return Result(note=note, tables=(table,), drawings=tuple(drawings), missing=context.gaps((("clip", "prompt"),)))
