@@ -14,9 +14,9 @@ from omr_ray.evaluation.stored import MadeImage, Results
 from omr_ray.types import Dialogue
 
 
-def assign_votes(results: Results, config: ComparisonConfig, dialogues: Sequence[Dialogue]) -> None:
+def assign_votes(results: Results, config: ComparisonConfig, models: Sequence[str], dialogues: Sequence[Dialogue]) -> None:
     """votes/: the images, pairs.jsonl that annotators see, the key that they do not see, and assignments.json."""
-    models = [model.name for model in config.models if results.parts(model.name, DIALOGUES)]
+    models = [name for name in models if results.parts(name, DIALOGUES)]
     folder = results.folder
     if len(models) < 2:
         return

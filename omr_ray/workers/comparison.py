@@ -106,7 +106,8 @@ class Comparison:
                 model.name: f"images of {model.path}" if isinstance(model, ImageFolder) else _weights(painters[model.name])
                 for model in self._models
             }
-        assign_votes(self.results, self.config, self._dialogues)
+        voted = [model.name for model in self._models if model.name not in self._trials]
+        assign_votes(self.results, self.config, voted, self._dialogues)
 
     def measure(self, stack: ExitStack) -> dict[str, str]:
         """Values of every metric that are not there yet. Returns what was skipped, and why."""

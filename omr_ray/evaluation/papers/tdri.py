@@ -273,7 +273,8 @@ def embedding_by_round(context: Context) -> Result:
         rows=padded,
     )
     note = (
-        f"Shown: {EMBEDDINGS[metric].format(clip=context.clip)}. The paper reads from its figure that embeddings grow more compact by round; "
+        f"Shown: {EMBEDDINGS[metric].format(clip=context.clip)}. "
+        "The paper reads from its figure that embeddings grow more compact by round; "
         "the table says it in numbers, which t-SNE's plane does not."
     )
     return Result(note=note, tables=(table,), drawings=tuple(drawings), missing=context.gaps((("clip", "prompt"),)))
