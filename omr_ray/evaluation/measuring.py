@@ -113,12 +113,17 @@ class FeatureDistance:
     policy: Any
 
     def measure(self, asked: Sequence[Asked]) -> list[Value]:
-        own = self._features([one.image for one in asked])
+        sides = {name: [getattr(one, name) for one in asked] for name in ("image", "previous", "target")}
+        # An image is the previous one of its next round, and siblings share a target: each is encoded once.
+        different = {image.tobytes(): image for images in sides.values() for image in images if image is not None}
+        places = {key: place for place, key in enumerate(different)}
+        found = self._features(list(different.values()))
+        own = found[[places[one.image.tobytes()] for one in asked]]
         values = _vectors(asked, own.numpy())
         for measure in ("previous", "target"):
-            rows = [n for n, one in enumerate(asked) if getattr(one, measure) is not None]
+            rows = [n for n, image in enumerate(sides[measure]) if image is not None]
             if rows:
-                others = self._features([getattr(asked[n], measure) for n in rows])
+                others = found[[places[sides[measure][n].tobytes()] for n in rows]]
                 distances = (1 - F.cosine_similarity(own[rows], others)).tolist()
                 values += [asked[n].value(measure, distance) for n, distance in zip(rows, distances, strict=True)]
         return values
