@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -68,7 +69,7 @@ def script(dialogue: Dialogue, seed: int) -> list[Step]:
     rng = np.random.default_rng(derived_seed(seed, dialogue.id, 0, 0))
     rounds = dialogue.rounds[:ROUNDS]
     first, *_ = rounds
-    wish = {"utterance": first.utterance, "named": parse(first.prompt)}
+    wish: dict[str, Any] = {"utterance": first.utterance, "named": parse(first.prompt)}
     steps: list[Step] = []
     words: int | None = None  # the last step of the path without pictures, and that of the path with them
     picture: int | None = None
@@ -81,7 +82,7 @@ def script(dialogue: Dialogue, seed: int) -> list[Step]:
         if r == 1:
             picture = drawn
             if len(rounds) > 1:  # the user brings the picture that the first wish means, and says the second one
-                brought = {"round": 1, "brings": np.asarray(first.target)}
+                brought: dict[str, Any] = {"round": 1, "brings": np.asarray(first.target)}
                 second = rounds[1].utterance
                 steps.append(Step(kind="I+T->I", utterance=second, named=parse(second), **brought))
                 steps.append(Step(kind="I+T->T", utterance=_about_the_picture(rng), **brought))
