@@ -6,7 +6,7 @@ All values are named in their first wording, so that what is wanted and what is 
 import re
 from collections.abc import Sequence
 
-from omr_ray.atelier.world import ASPECTS, VALUES, WORDINGS, Scene, parse, prompt_of
+from omr_ray.atelier.world import ASPECTS, VALUES, WORDINGS, Scene, mentions, parse, prompt_of
 
 History = Sequence[Sequence[str]]  # [user, system] of each turn before the latest, in order
 
@@ -39,6 +39,7 @@ _CHOICES = {question: aspect for aspect, question in CHOICES.items()}
 _WHETHER = re.compile(r"(is|does) it\b")
 _ASKING = re.compile(r"(?!how about|what about)(what|which|where|from wh\w+|how|why|are there|(is|does) it|describe|tell me|sum up)\b")
 _MOST_SUGGESTIONS = 4
+_YES_NO = re.compile(r"\b(?:yes|no)\b")
 
 
 def described(aspect: str, scene: Scene) -> str:
@@ -93,6 +94,17 @@ def in_words(history: History, latest: str, scene: Scene | None) -> str:
         return f"{'yes' if getattr(scene, aspect) == value else 'no'}, {_stated(aspect, scene)}"
     kind = _KINDS.get(text, "all")
     return _stated(kind, scene) if kind in ASPECTS else f"it shows {prompt_of(scene.aspects())}"
+
+
+def agrees(said: str, wanted: str) -> bool:
+    """Whether an answer in words says what `in_words` wants: the same values in any wording, and yes or no alike.
+
+    What mentions no value must be the same text.
+    """
+    named = mentions(wanted)
+    if not named:
+        return _plain(said) == _plain(wanted)
+    return mentions(said) == named and _YES_NO.findall(said.lower()) == _YES_NO.findall(wanted.lower())
 
 
 def whether(aspect: str, wording: str) -> str:

@@ -17,6 +17,8 @@ from torch import nn
 from omr_ray.atelier.render import render
 from omr_ray.atelier.world import ASPECTS, parse, random_scene
 
+SIDE = 64  # pixels of what it reads
+
 
 class OracleNetwork(nn.Module):
     """f32 [N 3 64 64] in -1..1 to one tensor of logits [N values] for each aspect."""

@@ -191,6 +191,12 @@ def named_at(text: str) -> dict[str, int]:
     return {aspect: found[-1].end() for aspect, found in mentions.items() if found}
 
 
+def mentions(text: str) -> set[tuple[str, str]]:
+    """Every (aspect, value) that a text mentions, overwritten ones too. Example: mentions("red, no, azure") has red and blue."""
+    text = " ".join(text.lower().split())
+    return {(aspect, _VALUE_OF_WORDING[aspect][said]) for aspect, pattern in _PATTERNS.items() for said in pattern.findall(text)}
+
+
 def parse(text: str) -> dict[str, str]:
     """The aspects a text names, as canonical values, in the order of `ASPECTS`.
 

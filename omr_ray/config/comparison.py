@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from omr_ray.config.dialogue import Language
+from omr_ray.config.dialogue import Language, TransformersLanguage
 from omr_ray.config.reading import Config
 from omr_ray.config.rewards import LONGEST_PAUSE_S
 from omr_ray.config.run import RunConfig
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 .-]*$", max_length=40)]
+Names = Annotated[tuple[Name, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value), Field(min_length=1)]
 
 # -- models under comparison -------------------------------------------------------------------------------------------
 
@@ -147,13 +148,17 @@ class ComparisonConfig(Config):
     overrides: tuple[str, ...] = Field((), description="of that config, as on the command line; dialogues.rounds=8 for OMR fig. 7")
     models: tuple[Model, ...] = (Base(),)
     metrics: tuple[Metric, ...] = (Clip(), Blip(), Lpips(), Aesthetic())
+    language: Language = Field(TransformersLanguage(batch_size=64), description="of the dialogue engine, which OMR table 2 talks to")
     selection: Selection = Selection()
     excite: Excite = Excite()
-    ablations: dict[str, Name] = Field({}, description="OMR fig. 8: what was left out -> name of a model above")
-    training_sizes: dict[PositiveInt, Name] = Field({}, description="OMR fig. 9: number of training dialogues -> name of a model")
-    personal: dict[Literal["general", "per user"], Name] = Field({}, description="TDRI table 5: the two D3PO adapters")
+    ablations: dict[str, Names] = Field({}, description="OMR fig. 8: what was left out -> one model above, or several: their mean")
+    ablation_sweep: str | None = Field(
+        None, description="directory of `omr-ray sweep` with variants: the adapter of each finished trial is a model of OMR fig. 8"
+    )
+    training_sizes: dict[PositiveInt, Names] = Field({}, description="OMR fig. 9: number of training dialogues -> models")
+    personal: dict[Literal["general", "per user"], Names] = Field({}, description="TDRI table 5: the D3PO adapters, per user one each")
     users: tuple[Name, ...] = Field((), description="TDRI fig. 4, 5: one adapter a user")
-    language_sizes: dict[str, Name] = Field({}, description='TDRI table 7: "7B" -> an augmentation by a model of that size')
+    language_sizes: dict[str, Names] = Field({}, description='TDRI table 7: "7B" -> an augmentation by a model of that size')
     votes: str | None = Field(None, description="JSON lines of judged pairs, see omr_ray/evaluation/votes.py")
     annotators: PositiveInt = Field(6, description="that blind pairs are assigned to")
     voted_dialogues: PositiveInt = Field(24, description="whose last rounds are put up as pairs")
@@ -180,7 +185,7 @@ class ComparisonConfig(Config):
     def roles_name_models(self) -> ComparisonConfig:
         known = {model.name for model in self.models}
         for key in ("ablations", "training_sizes", "personal", "language_sizes"):
-            _refuse_unknown(key, tuple(getattr(self, key).values()), known)
+            _refuse_unknown(key, tuple(name for names in getattr(self, key).values() for name in names), known)
         _refuse_unknown("users", self.users, known)
         return self
 

@@ -25,6 +25,7 @@ Mode: TypeAlias = Literal["edit", "scratch"]  # edit the last image of the path,
 Modality: TypeAlias = Literal["picture", "words"]  # what the system answers with (OMR table 2)
 
 LONGEST_UTTERANCE = 2000  # characters
+UPLOADED = "an uploaded image"  # utterance and prompt of a round that holds one
 _FROM: Mapping[str, tuple[Status, ...]] = {
     "running": ("pending",),
     "done": ("running",),
@@ -200,6 +201,12 @@ class Session:
         if not round_.said or answer is not None and not round_.answer:
             raise UserError("a round needs an utterance or an answer with at least one visible character; say what to change")
         return replace(self, rounds=(*self.rounds, round_), head=round_.id)
+
+    def uploaded(self, address: str) -> Session:
+        """With a done round after the head that shows an image which was made elsewhere."""
+        session = self.start(UPLOADED, seed=0, strength=1.0, mode="scratch", modality="picture")
+        id = session.rounds[-1].id
+        return session.begin(id).record(id, prompt=UPLOADED).record(id, image=address).finish(id)
 
     def updated(self, round_: SessionRound) -> Session:
         """The session with what a turn has made of one of its rounds, which may have been cancelled in the meantime."""

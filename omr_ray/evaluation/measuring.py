@@ -9,16 +9,15 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
 from omr_ray.atelier import WEIGHTS, shipped
-from omr_ray.atelier.oracle import Oracle
+from omr_ray.atelier.oracle import SIDE, Oracle
 from omr_ray.atelier.world import parse
 from omr_ray.config import comparison
 from omr_ray.config.run import AtelierModel, RunConfig
 from omr_ray.dialogue.simulated_user import wrong_aspects
 from omr_ray.evaluation.asked import Asked
-from omr_ray.evaluation.stored import Value
+from omr_ray.evaluation.stored import Value, at_size
 from omr_ray.loading import device_for, policy_from, reward_engine_from
 from omr_ray.types import UserError
 
@@ -78,7 +77,7 @@ class OracleReading:
 
     def measure(self, asked: Sequence[Asked]) -> list[Value]:
         values = []
-        for one, seen in zip(asked, self.oracle.read(np.stack([one.image for one in asked])), strict=True):
+        for one, seen in zip(asked, self.oracle.read(np.stack([at_size(one.image, (SIDE, SIDE)) for one in asked])), strict=True):
             for measure, text in (("prompt", one.prompt), ("intent", one.intent)):
                 wanted = parse(text)
                 if wanted:
@@ -114,12 +113,17 @@ class FeatureDistance:
     policy: Any
 
     def measure(self, asked: Sequence[Asked]) -> list[Value]:
-        own = self._features([one.image for one in asked])
+        sides = {name: [getattr(one, name) for one in asked] for name in ("image", "previous", "target")}
+        # An image is the previous one of its next round, and siblings share a target: each is encoded once.
+        different = {image.tobytes(): image for images in sides.values() for image in images if image is not None}
+        places = {key: place for place, key in enumerate(different)}
+        found = self._features(list(different.values()))
+        own = found[[places[one.image.tobytes()] for one in asked]]
         values = _vectors(asked, own.numpy())
         for measure in ("previous", "target"):
-            rows = [n for n, one in enumerate(asked) if getattr(one, measure) is not None]
+            rows = [n for n, image in enumerate(sides[measure]) if image is not None]
             if rows:
-                others = self._features([getattr(asked[n], measure) for n in rows])
+                others = found[[places[sides[measure][n].tobytes()] for n in rows]]
                 distances = (1 - F.cosine_similarity(own[rows], others)).tolist()
                 values += [asked[n].value(measure, distance) for n, distance in zip(rows, distances, strict=True)]
         return values
@@ -130,8 +134,7 @@ class FeatureDistance:
 
         _, height, width = self.policy.latent_shape()
         size = (width * self.policy.vae_factor, height * self.policy.vae_factor)
-        fitted = [image if image.shape[1::-1] == size else np.asarray(Image.fromarray(image).resize(size)) for image in images]
-        return features(self.policy, self.policy.encode_images(np.stack(fitted))).cpu()
+        return features(self.policy, self.policy.encode_images(np.stack([at_size(image, size) for image in images]))).cpu()
 
 
 @dataclass(frozen=True)

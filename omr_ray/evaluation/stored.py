@@ -3,6 +3,7 @@
     OUT/manifest.json                        what the parts were made from; another config does not go on from them
     OUT/images/MODEL/TASK/part-00000.parquet one row an image
     OUT/values/MODEL/TASK/METRIC-00000.parquet one row an image and measure, for the part of the same number
+    OUT/turns/MODEL/part-00000.parquet       one row a turn of a dialogue that was answered with a picture or with words
 
 A part appears when it is complete, so a run that was cut off goes on behind the last one. Every protocol reads cubes of values
 and nothing else. Axis letters: D dialogues, R rounds, G siblings.
@@ -49,6 +50,21 @@ VALUES = pa.schema(
         ("vector", pa.list_(pa.float32())),
     ]
 )
+TURNS = pa.schema(
+    [
+        ("dialogue", pa.string()),
+        ("round", pa.int32()),
+        ("kind", pa.string()),
+        ("utterance", pa.string()),
+        ("modality", pa.string()),
+        ("prompt", pa.string()),
+        ("reply", pa.string()),
+        ("wanted", pa.string()),
+        ("share", pa.float64()),
+        ("right", pa.bool_()),
+        ("image", pa.binary()),  # PNG
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,11 +101,33 @@ class Value:
     vector: Sequence[float] | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwitchedTurn:
+    """One turn in which the dialogue engine chose between a picture and words (OMR table 2)."""
+
+    dialogue: str
+    round: int  # from 1
+    kind: str  # "T->T", "T->I", "I+T->I", "I+T->T"
+    utterance: str
+    modality: str | None  # what was chosen; None where the language model gave no valid answer
+    prompt: str | None  # of the picture
+    reply: str | None
+    wanted: str  # the right prompt, or the right answer
+    share: float | None  # of the aspects of `wanted` that the picture shows
+    right: bool  # the right modality, and the right thing in it
+    image: bytes | None = None
+
+
 def png(pixels: np.ndarray) -> bytes:
     """u8 [H W 3] as a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def at_size(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """u8 [H W 3] at (width, height): images of other models may have any size."""
+    return pixels if pixels.shape[1::-1] == size else np.asarray(Image.fromarray(pixels).resize(size))
 
 
 class Results:
@@ -134,6 +172,20 @@ class Results:
         if not self.folder.exists(below):
             return []
         return [int(name.rsplit("-", 1)[1].removesuffix(".parquet")) for name, _ in self.folder.files((".parquet",), below)]
+
+    # -- turns ---------------------------------------------------------------------------------------------------------
+
+    def has_turns(self, model: str, part: int) -> bool:
+        return self.folder.exists(_turns(model, part))
+
+    def write_turns(self, model: str, part: int, rows: Sequence[SwitchedTurn]) -> None:
+        self._write(_turns(model, part), TURNS, rows, SwitchedTurn)
+
+    def turns(self, model: str) -> list[SwitchedTurn]:
+        """Those of all parts; none where the model was not asked."""
+        below = f"turns/{slug(model)}"
+        names = self.folder.files((".parquet",), below) if self.folder.exists(below) else []
+        return [SwitchedTurn(**row) for name, _ in names for row in self._read(name).to_pylist()]
 
     # -- values --------------------------------------------------------------------------------------------------------
 
@@ -225,6 +277,10 @@ def slug(name: str) -> str:
 
 def _images(model: str, task: str, part: int) -> str:
     return f"images/{slug(model)}/{task}/part-{part:05d}.parquet"
+
+
+def _turns(model: str, part: int) -> str:
+    return f"turns/{slug(model)}/part-{part:05d}.parquet"
 
 
 def _values(model: str, task: str, metric: str, part: int) -> str:

@@ -18,10 +18,19 @@ Form = TypeVar("Form", bound=Answer)
 
 
 def ask(model: LanguageModel, requests: Sequence[Request[Form]]) -> list[Form]:
-    """The answers to N requests, which go to the model together.
+    """The answers to N requests. Raises NoAnswer if one of them has not the form asked for, and what the model raises."""
+    answers = []
+    for request, answer in zip(requests, ask_each(model, requests), strict=True):
+        if isinstance(answer, str):
+            raise NoAnswer(f"the language model gave no valid {request.form.__name__}, asked twice: {answer}")
+        answers.append(answer)
+    return answers
 
-    Those that have not the form asked for are shown to the model with what is wrong, once. Raises NoAnswer if one of them
-    is still wrong, and what the model raises.
+
+def ask_each(model: LanguageModel, requests: Sequence[Request[Form]]) -> list[Form | str]:
+    """The answers to N requests, which go to the model together; for one that has not the form asked for, what is wrong with it.
+
+    Such an answer has been shown to the model with what is wrong, once. Raises what the model raises.
     """
     said = _complete(model, [request.messages for request in requests], requests)
     parsed = [_parsed(request.form, text) for request, text in zip(requests, said, strict=True)]
@@ -31,12 +40,7 @@ def ask(model: LanguageModel, requests: Sequence[Request[Form]]) -> list[Form]:
         said = _complete(model, [_repair(requests[i], said[i], str(parsed[i])) for i in wrong], again)
         for i, text in zip(wrong, said, strict=True):
             parsed[i] = _parsed(requests[i].form, text)
-    answers = []
-    for request, answer in zip(requests, parsed, strict=True):
-        if isinstance(answer, str):
-            raise NoAnswer(f"the language model gave no valid {request.form.__name__}, asked twice: {answer}")
-        answers.append(answer)
-    return answers
+    return parsed
 
 
 def ask_one(model: LanguageModel, request: Request[Form]) -> Form:

@@ -20,69 +20,48 @@ from pydantic import BaseModel, Field, ValidationError
 
 from omr_ray.config.comparison import Adapted, Augmented, Base, ImageEndpoint, ImageFolder, Model, Scheduled
 from omr_ray.config.run import AtelierModel, RunConfig
+from omr_ray.data.store import Folder
 from omr_ray.diffusion.adapters import Adapter, load_adapter
 from omr_ray.evaluation.generating import Generate
 from omr_ray.evaluation.stored import MadeImage, png
-from omr_ray.loading import language_model_from
 from omr_ray.types import Dialogue, Update, UserError
-from omr_ray.vlm.engine import Message, NoAnswer
 from omr_ray.vlm.http import Refused, Unanswered, post_json
 from omr_ray.workers.pool import RolloutPool
+from omr_ray.workers.rewriting import RewritingPainter
 
-REWRITE = (
-    "You improve prompts for a text-to-image model. Rewrite the prompt so that what the user most likely wants becomes clear. "
-    "Keep everything it says, add plausible detail, and answer with the prompt alone."
-)
 ANSWER_BYTES = 64 * 2**20
 
 
 class Painter(Protocol):
     """A model that is ready to paint."""
 
-    weights: str  # which ones, in words
     sha256: str  # of what makes the images: another one does not go on from what is stored
+
+    @property
+    def weights(self) -> str:
+        """Which ones, in words."""
 
     @property
     def generate(self) -> Generate: ...
 
 
 class PolicyPainter:
-    """The run's diffusion model, with or without an adapter, on the rollout workers. With a language model it paints rewritten prompts."""
+    """The run's diffusion model, with or without an adapter, on the rollout workers."""
 
-    def __init__(self, pool: RolloutPool, run: RunConfig, adapter: str | None, augmented: Augmented | None = None) -> None:
+    def __init__(self, pool: RolloutPool, run: RunConfig, adapter: str | None) -> None:
         base = "atelier" if isinstance(run.model, AtelierModel) else run.model.path
         loaded = None if adapter is None else load_adapter(adapter)
         self.weights = f"{base}, {'no adapter' if adapter is None else f'adapter {adapter}'}"
         self.sha256 = "" if loaded is None else _digest(loaded)
-        self._pool, self._augmented, self._rewritten = pool, augmented, dict[str, str]()
-        self._update = None
+        self._pool, self._update = pool, None
         if loaded is not None:
             weights = loaded.weights_for(run.lora.rank, run.lora.alpha)
             self._update = Update(policy_version=1, weights=weights, metrics={})
-        if augmented is not None:
-            language = augmented.language
-            self.weights += f", prompts rewritten by {getattr(language, 'model', None) or getattr(language, 'path', '')}"
-            self._language = language_model_from(language)
 
     @property
     def generate(self) -> Generate:
         self._pool.load(self._update)
-        return self._pool.generate if self._augmented is None else self._generate_rewritten
-
-    def _generate_rewritten(
-        self, prompts: Sequence[str], *, seeds: Sequence[int], from_latents: Any = None, strength: float = 1.0
-    ) -> tuple[np.ndarray, Any]:
-        assert self._augmented is not None
-        fresh = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._rewritten]
-        asked = [(Message(role="system", text=REWRITE), Message(role="user", text=prompt)) for prompt in fresh]
-        try:
-            answers = self._language.complete(asked, max_tokens=self._augmented.max_tokens) if fresh else []
-        except NoAnswer as error:
-            raise UserError(f"model {self._augmented.name!r}: {error}") from None
-        self._rewritten |= {prompt: answer.strip() or prompt for prompt, answer in zip(fresh, answers, strict=True)}
-        return self._pool.generate(
-            [self._rewritten[prompt] for prompt in prompts], seeds=seeds, from_latents=from_latents, strength=strength
-        )
+        return self._pool.generate
 
 
 class EndpointPainter:
@@ -161,11 +140,8 @@ def _image_in(content: bytes) -> np.ndarray:
 
 
 def folder_images(config: ImageFolder, dialogues: Sequence[Dialogue], siblings: int) -> list[MadeImage]:
-    """The images of a folder for these dialogues; those that are missing are left out. Raises UserError where it is no folder."""
-    root = Path(config.path)
-    if not root.is_dir():
-        raise UserError(f"model {config.name!r}: {root} is no directory; put images there as DIALOGUE/ROUND_SIBLING.png")
-    made = []
+    """The images of a folder for these dialogues; those that are missing are left out."""
+    root, made = Path(config.path), []
     for dialogue in dialogues:
         for round_ in dialogue.rounds:
             for sibling in range(siblings):
@@ -189,8 +165,8 @@ def folder_images(config: ImageFolder, dialogues: Sequence[Dialogue], siblings: 
     return made
 
 
-def painter_for(model: Model, pool: RolloutPool, run: RunConfig) -> Painter | None:
-    """None for a folder, whose images are there already. Raises UserError for an adapter or a run that does not fit."""
+def painter_for(model: Model, pool: RolloutPool, run: RunConfig, folder: Folder) -> Painter | None:
+    """None for a folder, whose images are there already. Raises UserError for what is not there or does not fit."""
     match model:
         case Base():
             return PolicyPainter(pool, run, None)
@@ -199,10 +175,12 @@ def painter_for(model: Model, pool: RolloutPool, run: RunConfig) -> Painter | No
         case Scheduled():
             return PolicyPainter(pool, run, str(_constant(model)))
         case Augmented(adapter=adapter):
-            return PolicyPainter(pool, run, adapter, model)
+            return RewritingPainter(PolicyPainter(pool, run, adapter), model, folder)
         case ImageEndpoint():
             return EndpointPainter(model)
-        case ImageFolder():
+        case ImageFolder(path=path):
+            if not Path(path).is_dir():
+                raise UserError(f"model {model.name!r}: {path} is no directory; put images there as DIALOGUE/ROUND_SIBLING.png")
             return None
 
 

@@ -110,6 +110,12 @@ class RolloutPool:
         self._images += len(prompts)
         return np.concatenate(images), np.concatenate(excited)
 
+    def encode(self, images: np.ndarray) -> np.ndarray:
+        """Latents f32 [N C H W] of images u8 [N H W 3] that were made elsewhere."""
+        parts = shares(range(len(images)), self._config.workers.rollout.count, self._config.sampler.batch_size)
+        calls = [Call(method="encode", args=(images[share],), what=f"latents of {len(share)} images") for share in parts]
+        return np.concatenate(self._timed(calls))
+
     def metrics(self) -> dict[str, float]:
         """Since the last call: images/s while sampling, retries, replacements, idle share of each worker."""
         figures = self._supervisor.metrics()

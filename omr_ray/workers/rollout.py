@@ -68,6 +68,11 @@ class RolloutWorker:
         made = generate_guided(self._sampler, prompts, seeds=seeds, attention=exciting)
         return (made.images, made.excited), {"sample": time.perf_counter() - start}
 
+    def encode(self, images: np.ndarray) -> tuple[np.ndarray, Timings]:
+        """Latents f32 [N C H W] of images u8 [N H W 3]: what an edit of them starts from."""
+        start = time.perf_counter()
+        return self._sampler.policy.encode_images(images).cpu().numpy(), {"sample": time.perf_counter() - start}
+
     @cached_property
     def _sampler(self) -> MultiRoundSampler:
         actors = self._config.workers.rollout

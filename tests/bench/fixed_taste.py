@@ -6,7 +6,7 @@ The taste: of two pictures the warmer one, by mean red minus mean blue. Every 40
 (`omr_ray/training/adaptive_optimization.py`): the images of a pair are two seeds of one prompt under the adapter so far, a
 fifth of the votes is held out, eq. 7 takes its passes over the rest. The win rate is over prompts and seeds that nobody
 voted on, adapter against base with the same seed, and with it go what the oracle reads of the prompt, before and after.
-Prints one JSON object.
+Prints one JSON object. `--save DIR` keeps each user's last adapter in DIR/user-SEED, for `users` and `personal` of a comparison.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import json
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from omr_ray.atelier import WEIGHTS
 from omr_ray.atelier.dialogues import make_dialogues
 from omr_ray.atelier.oracle import Oracle
 from omr_ray.config.serve import ServeConfig
+from omr_ray.diffusion.adapters import Adapter, export_adapter, model_card
 from omr_ray.diffusion.generation import generate_guided
 from omr_ray.diffusion.sampler import MultiRoundSampler
 from omr_ray.loading import policy_from, sampler_from
@@ -35,8 +37,10 @@ def warmth(images: np.ndarray) -> np.ndarray:
     return images[..., 0].mean((1, 2)) - images[..., 2].mean((1, 2))
 
 
-def one_user(sampler: MultiRoundSampler, config: ServeConfig, seed: int, updates: int, judged: int) -> list[dict[str, float]]:
-    """What is known after each update."""
+def one_user(
+    sampler: MultiRoundSampler, config: ServeConfig, seed: int, updates: int, judged: int
+) -> tuple[list[dict[str, float]], Adapter]:
+    """What is known after each update, and the adapter of the last one."""
     assert config.updates is not None
     policy, oracle = sampler.policy, Oracle.from_pretrained(WEIGHTS / "oracle")
     base = policy.lora_weights()
@@ -86,7 +90,7 @@ def one_user(sampler: MultiRoundSampler, config: ServeConfig, seed: int, updates
             }
         )
         print(f"seed {seed}: {json.dumps(found[-1])}", file=sys.stderr, flush=True)
-    return found
+    return found, Adapter(weights=versions[str(updates)], rank=config.lora.rank, alpha=config.lora.alpha, metadata={"user": str(seed)})
 
 
 def main() -> None:
@@ -96,13 +100,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--updates", type=int, default=3)
     parser.add_argument("--judged", type=int, default=96, help="pictures that the win rate is over")
+    parser.add_argument("--save", type=Path, help="directory for the adapters")
     options = parser.parse_args()
     config = ServeConfig.load(options.config, ["updates={}", *options.overrides])
     sampling = config.painting.sampler().model_copy(update={"batch_size": BATCH})
     users = {}
     for seed in options.seeds:
         sampler = sampler_from(policy_from(config.model, config.lora, threads=1), sampling)
-        users[str(seed)] = one_user(sampler, config, seed, options.updates, options.judged)
+        users[str(seed)], adapter = one_user(sampler, config, seed, options.updates, options.judged)
+        if options.save is not None:
+            card = model_card("atelier", f"user {seed} of a fixed taste", users[str(seed)][-1])
+            export_adapter(adapter, options.save / f"user-{seed}", card)
     rates = np.array([[update["win_rate"] for update in user] for user in users.values()])
     print(json.dumps({"win_rate": rates.mean(0).tolist(), "users": users}))
 

@@ -8,9 +8,9 @@ from omr_ray.types import UserError
 SHIPPED = Path(__file__).parents[2] / "configs/compare_atelier.yaml"
 
 
-def test_the_shipped_config_names_a_run_and_two_models():
+def test_the_shipped_config_names_a_run_and_its_models():
     config = ComparisonConfig.load(SHIPPED)
-    assert [model.name for model in config.models] == ["Base", "Ours"]
+    assert [model.name for model in config.models] == ["Base", "Ours", "Augmented"]
     assert config.base().dialogues.rounds == 8
 
 
@@ -26,6 +26,8 @@ def test_models_are_told_apart_by_their_type():
         ("models.1.name=Base", "models need names of their own"),
         ("models.1.name=a_b", "string_pattern|should match pattern"),
         ("ablations={without diversity: Nobody}", "ablations: 'Nobody' is no model of the list"),
+        ("personal={per user: [Ours, Nobody]}", "personal: 'Nobody' is no model of the list"),
+        ("personal={per user: []}", "personal"),
         ("metrics=[{type: clip}, {type: clip}]", "a metric stands twice"),
         ("models.1.pth=x", "unknown key 'models.1.pth'; the nearest known one is 'path'"),
         ("selection.images=9", "selection.images"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from omr_ray.evaluation.papers import omr, people, tdri
-from omr_ray.evaluation.papers.result import DIALOGUES, PROMPTS, SCRATCH, SELECTION, SESSIONS, Context, Protocol, Result
+from omr_ray.evaluation.papers import omr, people, roles, switching, tdri
+from omr_ray.evaluation.papers.result import DIALOGUES, PROMPTS, SCRATCH, SELECTION, SESSIONS, SWITCHING, Context, Protocol, Result
 from omr_ray.types import UserError
 
 EXCITE = "excite"  # one task a threshold
@@ -32,9 +32,11 @@ PROTOCOLS: dict[str, Published] = {
     ),
     "omr-fig6": Published(source=_OMR.format("figure 6"), title="Selection: top 3 of many", function=omr.selection, tasks=(SELECTION,)),
     "omr-fig7": Published(source=_OMR.format("figure 7"), title="Win rates by round", function=omr.win_matrix, tasks=(DIALOGUES,)),
-    "omr-table2": Published(source=_OMR.format("table 2"), title="Modality switching", function=omr.modality_switching),
-    "omr-fig8": Published(source=_OMR.format("figure 8"), title="Ablation of rewards", function=omr.ablation, tasks=(DIALOGUES,)),
-    "omr-fig9": Published(source=_OMR.format("figure 9"), title="Training size", function=omr.training_size, tasks=(DIALOGUES,)),
+    "omr-table2": Published(
+        source=_OMR.format("table 2"), title="Modality switching", function=switching.modality_switching, tasks=(SWITCHING,)
+    ),
+    "omr-fig8": Published(source=_OMR.format("figure 8"), title="Ablation of rewards", function=roles.ablation, tasks=(DIALOGUES,)),
+    "omr-fig9": Published(source=_OMR.format("figure 9"), title="Training size", function=roles.training_size, tasks=(DIALOGUES,)),
     "votes": Published(source="OMR-Diffusion and TDRI, table 1", title="Human votes", function=people.human_votes, tasks=(DIALOGUES,)),
     "tdri-table1": Published(
         source=_TDRI.format("table 1"), title="Agreement with the intent", function=tdri.alignment, tasks=(DIALOGUES,)
@@ -48,13 +50,13 @@ PROTOCOLS: dict[str, Published] = {
         source=_TDRI.format("table 4"), title="Simple and complex prompts", function=tdri.simple_or_complex, tasks=(PROMPTS,)
     ),
     "tdri-table5": Published(
-        source=_TDRI.format("table 5"), title="General and per-user D3PO", function=tdri.personal, tasks=(DIALOGUES, SESSIONS)
+        source=_TDRI.format("table 5"), title="General and per-user D3PO", function=roles.personal, tasks=(DIALOGUES, SESSIONS)
     ),
     "tdri-table6": Published(
         source=_TDRI.format("table 6"), title="Attend-and-Excite thresholds", function=tdri.attend_and_excite, tasks=(EXCITE,)
     ),
     "tdri-table7": Published(
-        source=_TDRI.format("table 7"), title="Language model sizes", function=tdri.language_sizes, tasks=(DIALOGUES, SESSIONS)
+        source=_TDRI.format("table 7"), title="Language model sizes", function=roles.language_sizes, tasks=(DIALOGUES, SESSIONS)
     ),
     "tdri-fig4": Published(source=_TDRI.format("figures 4 and 5"), title="Outputs by user", function=people.user_outputs, tasks=(PROMPTS,)),
     "tdri-fig9": Published(

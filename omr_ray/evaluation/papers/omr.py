@@ -12,7 +12,7 @@ from omr_ray.config.rewards import ConstantSchedule, ExponentialSchedule
 from omr_ray.evaluation import comparing, metrics, plots
 from omr_ray.evaluation.metrics import Interval
 from omr_ray.evaluation.papers import drawing
-from omr_ray.evaluation.papers.published import MEASURED, OMR_FIG7, OMR_TABLE1, OMR_TABLE2_OURS
+from omr_ray.evaluation.papers.published import MEASURED, OMR_FIG7, OMR_TABLE1
 from omr_ray.evaluation.papers.result import (
     DIALOGUES,
     MEASURES,
@@ -88,7 +88,7 @@ def selection(context: Context) -> Result:
     painter = (context.sampled or context.models)[0]
     worth, ours = (context.results.cube(painter, SELECTION, metric, "prompt") for metric in ("oracle", "preference"))
     rivals = {
-        name: cube[:, 0]
+        context.clip if name == "clip" else name: cube[:, 0]
         for name in ("clip", "aesthetic", "blip")
         if (cube := context.results.cube(painter, SELECTION, name, "prompt")) is not None
     }
@@ -197,35 +197,6 @@ def table1(context: Context) -> Result:
     return Result(note=note, tables=(ours, *gains, published), missing=tuple(missing))
 
 
-def modality_switching(context: Context) -> Result:
-    """Table 2: not computed here; what it would take, and what the paper has."""
-    rows = tuple(
-        (name, tuple(Cell.paper(values.get(column)) for column in ("T->T", "T->I", "I+T->I", "I+T->T")))
-        for name, values in OMR_TABLE2_OURS.items()
-    )
-    table = Table(title="The paper's table 2, its own model, per cent", columns=("T→T", "T→I", "I+T→I", "I+T→T"), rows=rows)
-    why = "needs a language model that decides between words and pictures; none of the models under comparison is one"
-    gap = Missing(
-        what="Modality switching", why=why, remedy="omr-ray atelier pretrain --out DIR --only language_model, then dialogue/engine.py"
-    )
-    return Result(tables=(table,), missing=(gap,))
-
-
-def ablation(context: Context) -> Result:
-    """Fig. 8: what leaving out each reward does; bars."""
-    remedy = "omr-ray sweep configs/sweep_ablations.yaml, then name its adapters under models and ablations"
-    return _roles(context, dict(context.config.ablations.items()), "Reward ablations", remedy)
-
-
-def training_size(context: Context) -> Result:
-    """Fig. 9: what more training dialogues do."""
-    roles = {f"{size:,}": model for size, model in sorted(context.config.training_sizes.items())}
-    remedy = (
-        "omr-ray sweep with variants of dialogues.path of 5k, 10k, 15k dialogues, then name its adapters under models and training_sizes"
-    )
-    return _roles(context, roles, "Training sizes", remedy)
-
-
 def rounds_to_intent(context: Context, model: str) -> np.ndarray | None:
     """f64 [D 1 G] of table 1's "Round": sessions of the simulated user; max_rounds + 1 where it was never satisfied."""
     return rounds_used(context.results.cube(model, SESSIONS, "oracle", "satisfied"), context.run.evaluation.max_rounds)
@@ -240,6 +211,11 @@ def rounds_used(satisfied: np.ndarray | None, max_rounds: int) -> np.ndarray | N
     dialogues, _, siblings = matches.shape
     rounds = metrics.rounds_to_intent(matches.transpose(0, 2, 1).reshape(dialogues * siblings, max_rounds))
     return rounds.reshape(dialogues, 1, siblings).astype(np.float64)
+
+
+def share_within(used: np.ndarray | None, within: int) -> Interval | None:
+    """Share of sessions, f64 [D 1 G] of `rounds_used`, whose intent was met within so many rounds."""
+    return None if used is None else comparing.interval((used <= within).astype(np.float64))
 
 
 def _gains(context: Context, rounds: Mapping[str, np.ndarray | None], wanted: tuple) -> tuple[Table, ...]:
@@ -262,34 +238,6 @@ def _gains(context: Context, rounds: Mapping[str, np.ndarray | None], wanted: tu
 
 def _difference(before: np.ndarray | None, after: np.ndarray | None) -> Interval | None:
     return None if before is None or after is None or len(before) != len(after) else comparing.difference(before, after)
-
-
-def _roles(context: Context, roles: Mapping[str, str], what: str, remedy: str) -> Result:
-    """Bars of every measure for models that play a part, as fig. 8 and 9 draw them."""
-    if not roles:
-        return Result(missing=(Missing(what=what, why="no adapters for it are given", remedy=remedy),))
-    wanted = (
-        ("preference", "prompt"),
-        ("oracle", "prompt"),
-        ("clip", "prompt"),
-        ("blip", "prompt"),
-        ("lpips", "previous"),
-        ("features", "previous"),
-    )
-    known = context.known(DIALOGUES, wanted)
-    found = {
-        measure: {
-            role: comparing.interval(cube) for role, model in roles.items() for cube in context.cubes(DIALOGUES, measure, (model,)).values()
-        }
-        for measure in known
-    }
-    drawings = tuple(
-        Drawing(title=arrow(measure), svg=drawing.interval_bars({measure.title: {role: one for role, one in bars.items() if one}}, y=""))
-        for measure, bars in found.items()
-    )
-    rows = tuple((role, tuple(Cell.of(found[measure].get(role), measure.form) for measure in known)) for role in roles)
-    table = Table(title=what, columns=tuple(arrow(measure) for measure in known), rows=rows)
-    return Result(tables=(table,), drawings=drawings, missing=context.gaps(wanted), note="The paper shows this without numbers.")
 
 
 def _first(pair: str, names: list[str]) -> bool:

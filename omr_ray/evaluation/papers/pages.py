@@ -14,6 +14,8 @@ from omr_ray.config.reading import dump
 from omr_ray.evaluation.papers.published import MEASURED
 from omr_ray.evaluation.papers.result import Context, Result
 
+TITLES = {"blip": "BLIP", "lpips": "LPIPS", "aesthetic": "Aesthetic score"}
+
 
 def write(results: Sequence[Result], context: Context, *, made_by: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """NAME.html, NAME.json and NAME.csv a protocol, and report.html over all. `made_by`: each model and which weights it is."""
@@ -21,6 +23,7 @@ def write(results: Sequence[Result], context: Context, *, made_by: Sequence[tupl
     common: dict[str, Any] = {
         "summary": _summary(context),
         "made_by": made_by,
+        "metrics": _metrics(context),
         "skipped": sorted(context.skipped.items()),
         "documents": [("Comparison", dump(context.config)), ("Run", dump(context.run))],
     }
@@ -42,6 +45,7 @@ def page(
     summary: Sequence[tuple[str, str]],
     made_by: Sequence[tuple[str, str]],
     documents: Sequence[tuple[str, str]],
+    metrics: Sequence[tuple[str, str]] = (),
     skipped: Sequence[tuple[str, str]] = (),
     headlines: Sequence[Mapping[str, str]] = (),
 ) -> str:
@@ -55,6 +59,7 @@ def page(
         summary=summary,
         made_by=made_by,
         documents=documents,
+        metrics=metrics,
         skipped=skipped,
         headlines=headlines,
         measured=MEASURED,
@@ -65,7 +70,7 @@ def page(
 
 def headlines(results: Sequence[Result], context: Context) -> list[dict[str, str]]:
     """The figures that the papers put in front, of the last model that stands for theirs beside the first one."""
-    ours = [model.name for model in context.config.models if model.published == "Ours"]
+    ours = [name for name in context.models if context.published(name) == "Ours"]
     table = next((table for result in results if result.name == "omr-table1" for table in result.tables), None)
     if not ours or table is None:
         return []
@@ -76,6 +81,20 @@ def headlines(results: Sequence[Result], context: Context) -> list[dict[str, str
         if before.value is not None and after.value is not None and first != ours[-1]:
             cards.append({"title": column, "value": after.shown, "before": before.shown, "interval": after.shown_interval})
     return cards
+
+
+def _metrics(context: Context) -> list[tuple[str, str]]:
+    """Each metric, and which weights it is, or why it was skipped."""
+    run = context.run
+    made_by = {
+        "Preference score": ("preference", run.rewards.preference.path),
+        "Oracle": ("oracle", "the embedded world's judge, trained on renders alone"),
+        "Feature distance": ("features", f"f(z) of {getattr(run.model, 'path', run.model.kind)} without an adapter; not LPIPS"),
+    }
+    for metric in context.config.metrics:
+        name = context.clip if metric.type == "clip" else TITLES[metric.type]
+        made_by[name] = (metric.type, "the embedded one (atelier)" if metric.path == "atelier" else str(metric.path))
+    return [(title, f"skipped: {context.skipped[name]}" if name in context.skipped else which) for title, (name, which) in made_by.items()]
 
 
 def _summary(context: Context) -> list[tuple[str, str]]:

@@ -86,9 +86,17 @@ def user_outputs(context: Context) -> Result:
     if not context.config.users:
         remedy = "name one adapter a user under models and users; `omr-ray serve` keeps them apart by user"
         return Result(missing=(Missing(what="Outputs by user", why="no users' adapters are given", remedy=remedy),))
+    remedy = "name an adapter that is there, of the service for example: runs/serve/adapters/users/OWNER/NAME"
+    missing = tuple(
+        Missing(what=f"Outputs of {name}", why=context.absent[name], remedy=remedy)
+        for name in context.config.users
+        if name in context.absent
+    )
     made = [(model, rows[0]) for model in context.config.users if (rows := _first_rows(context, model, PROMPTS))]
+    if not made:
+        return Result(missing=missing)
     drawn = Drawing(title="One seed, each user's adapter", svg=grid(made, [one.prompt for one in made[0][1]]), wide=True)
-    return Result(drawings=(drawn,))
+    return Result(drawings=(drawn,), missing=missing)
 
 
 def _published(context: Context) -> tuple[Table, ...]:
@@ -116,12 +124,13 @@ def grid(rows: Sequence[tuple[str, list[Any]]], heads: Sequence[str]) -> Markup:
     top = Markup("").join(Markup('<td><div class="said">{}</div></td>').format(head) for head in heads)
     lines = [
         Markup("<tr><th>{}</th>{}</tr>").format(
-            name, Markup("").join(Markup('<td><img src="{}" alt="{}"></td>').format(_uri(one.image), one.prompt) for one in made)
+            name, Markup("").join(Markup('<td><img src="{}" alt="{}"></td>').format(uri(one.image), one.prompt) for one in made)
         )
         for name, made in rows
     ]
     return Markup('<div class="scroll"><table class="sheet"><tr><th></th>{}</tr>{}</table></div>').format(top, Markup("").join(lines))
 
 
-def _uri(png: bytes) -> str:
+def uri(png: bytes) -> str:
+    """An image that stands in the page itself."""
     return "data:image/png;base64," + base64.b64encode(png).decode()

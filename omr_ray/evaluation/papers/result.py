@@ -6,13 +6,13 @@ import csv
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
-from omr_ray.config.comparison import Augmented, ComparisonConfig, ImageEndpoint, ImageFolder
+from omr_ray.config.comparison import Adapted, Augmented, Clip, ComparisonConfig, ImageEndpoint, ImageFolder
 from omr_ray.config.run import RunConfig
 from omr_ray.evaluation import comparing
 from omr_ray.evaluation.comparing import Better
@@ -20,6 +20,7 @@ from omr_ray.evaluation.metrics import Interval
 from omr_ray.evaluation.stored import Results
 
 DIALOGUES, SESSIONS, SCRATCH, PROMPTS, SELECTION = "dialogues", "sessions", "scratch-sessions", "prompts", "selection"
+SWITCHING = "switching"  # turns that are answered with a picture or with words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,23 +147,37 @@ class Result:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Trained:
+    """The adapters of a sweep of variants, one model a trial."""
+
+    variants: Mapping[str, tuple[Adapted, ...]] = field(default_factory=dict)
+    missing: tuple[Missing, ...] = ()  # trials that have not made one
+
+    @property
+    def models(self) -> tuple[Adapted, ...]:
+        return tuple(model for models in self.variants.values() for model in models)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Context:
     """What every protocol reads: stored images and values, the configs, and which metrics were skipped and why."""
 
     config: ComparisonConfig
     run: RunConfig
     results: Results
-    skipped: Mapping[str, str]
+    skipped: Mapping[str, str]  # metric -> why
+    absent: Mapping[str, str] = field(default_factory=dict)  # model -> why it could not be had
+    trials: Trained = field(default_factory=Trained)  # models of a sweep: for OMR fig. 8 alone
 
     @property
     def models(self) -> list[str]:
-        return [model.name for model in self.config.models]
+        return [model.name for model in self.config.models if model.name not in self.absent]
 
     @property
     def sampled(self) -> list[str]:
         """Models that are painted by the run's own diffusion model."""
         kinds = (Augmented, ImageEndpoint, ImageFolder)
-        return [model.name for model in self.config.models if not isinstance(model, kinds)]
+        return [model.name for model in self.config.models if not isinstance(model, kinds) and model.name not in self.absent]
 
     def published(self, model: str) -> str | None:
         return next(known.published for known in self.config.models if known.name == model)
@@ -174,7 +189,19 @@ class Context:
 
     def known(self, task: str, wanted: Sequence[tuple[str, str]]) -> list[Measure]:
         """Those of the wanted measures that some model has values of."""
-        return [MEASURES[key] for key in wanted if self.cubes(task, MEASURES[key])]
+        return [self._named(MEASURES[key]) for key in wanted if self.cubes(task, MEASURES[key])]
+
+    def wanted(self, keys: Sequence[tuple[str, str]]) -> list[Measure]:
+        return [self._named(MEASURES[key]) for key in keys if key[0] not in self.skipped]
+
+    @property
+    def clip(self) -> str:
+        """What CLIP is called: the embedded one is no CLIP that a reader may know."""
+        own = any(isinstance(metric, Clip) and metric.path == "atelier" for metric in self.config.metrics)
+        return "Embedded CLIP" if own else "CLIP"
+
+    def _named(self, measure: Measure) -> Measure:
+        return replace(measure, title=measure.title.replace("CLIP", self.clip)) if measure.metric == "clip" else measure
 
     def gaps(self, wanted: Sequence[tuple[str, str]]) -> tuple[Missing, ...]:
         """Wanted metrics that were skipped."""

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 from sklearn.manifold import TSNE
 
 from omr_ray.evaluation import comparing
 from omr_ray.evaluation.metrics import Interval
 from omr_ray.evaluation.papers import drawing
-from omr_ray.evaluation.papers.omr import rounds_to_intent, rounds_used
+from omr_ray.evaluation.papers.omr import rounds_to_intent, rounds_used, share_within
 from omr_ray.evaluation.papers.published import (
     TDRI_FIG11,
     TDRI_TABLE1,
     TDRI_TABLE3,
     TDRI_TABLE4,
-    TDRI_TABLE5,
     TDRI_TABLE6,
-    TDRI_TABLE7,
     TDRI_TURNS,
 )
 from omr_ray.evaluation.papers.result import (
@@ -42,7 +38,7 @@ IMAGE = (("clip", "target"), ("blip", "target"), ("features", "target"))
 AGREEMENT = (("clip", "prompt"), ("blip", "prompt"), ("oracle", "prompt"), ("preference", "prompt"))
 TURNS = (2, 4, 6, 8)
 SIMPLE, COMPLEX = 3, 5  # most aspects of a simple prompt, fewest of a complex one: our reading, the paper gives no limit
-EMBEDDINGS = {"clip": "CLIP embeddings", "features": "f(z), the frozen UNet's features"}
+EMBEDDINGS = {"clip": "images, by {clip}", "features": "f(z), the frozen UNet's features"}
 MOST_EXACT = 1000
 FEWEST_POINTS = 8  # t-SNE of less shows nothing
 NO_ORACLE = "only images of the embedded world can be read exactly; elsewhere people say when they are satisfied"
@@ -59,7 +55,7 @@ def alignment(context: Context) -> Result:
         rows=tuple((name, tuple(Cell.paper(row[column]) for column in names)) for name, row in TDRI_TABLE1.items()),
     )
     missing = list(context.gaps(TEXT + IMAGE))
-    if not any(model.type == "augmentation" for model in context.config.models):
+    if not any(model.type == "augmentation" and model.name in context.models for model in context.config.models):
         remedy = "add {type: augmentation, name: GPT-4, language: {type: openai, url: URL, model: NAME}} to models"
         missing.append(Missing(what="Prompt augmentation baselines", why="no language model is among the models", remedy=remedy))
     note = "The intent is the hidden target's full description; the image is compared with the target of its round."
@@ -99,7 +95,7 @@ def edit_or_scratch(context: Context) -> Result:
             used = rounds_used(satisfied, context.run.evaluation.max_rounds)
             distance = context.results.cube(model, task, "features", "previous")
             consistency = None if distance is None or not np.isfinite(distance).any() else comparing.interval(1 - distance)
-            share = _share(used, context.run.evaluation.max_rounds)
+            share = share_within(used, context.run.evaluation.max_rounds)
             cells = (
                 Cell.of(consistency),
                 Cell.of(share, "{:.1%}"),
@@ -139,11 +135,11 @@ def turns(context: Context) -> Result:
         if used is None:
             continue
         limit = context.run.evaluation.max_rounds
-        series[model] = {float(r): one for r in range(1, limit + 1) if (one := _share(used, r))}
+        series[model] = {float(r): one for r in range(1, limit + 1) if (one := share_within(used, r))}
         for turn in (turn for turn in TURNS if turn <= limit):
             fit = None if fits is None else _standing(context, model, fits, turn)
             cells = (
-                Cell.of(_share(used, turn), "{:.1%}"),
+                Cell.of(share_within(used, turn), "{:.1%}"),
                 Cell.of(fit, fits.form if fits else "{:.3f}"),
                 Cell.of(_session_seconds(context, model, SESSIONS, turn), "{:.2f}"),
                 Cell.paper(TDRI_TURNS[turn]["satisfaction"], "{:g}%"),
@@ -203,20 +199,6 @@ def simple_or_complex(context: Context) -> Result:
         "Success: the image shows all of them."
     )
     return Result(note=note, tables=(Table(title="Simple and complex", columns=columns, rows=tuple(rows)),))
-
-
-def personal(context: Context) -> Result:
-    """Table 5: one D3PO adapter for all users against one for each."""
-    remedy = "let users vote in `omr-ray serve`, train both adapters on the votes, then name them under models and personal"
-    return _given(
-        context, {str(name): path for name, path in context.config.personal.items()}, TDRI_TABLE5, "General and per-user D3PO", remedy
-    )
-
-
-def language_sizes(context: Context) -> Result:
-    """Table 7: language models of several sizes that write the prompts."""
-    remedy = "add an augmentation for each size to models, and name them under language_sizes"
-    return _given(context, dict(context.config.language_sizes), TDRI_TABLE7, "Sizes of the language model", remedy)
 
 
 def attend_and_excite(context: Context) -> Result:
@@ -291,7 +273,8 @@ def embedding_by_round(context: Context) -> Result:
         rows=padded,
     )
     note = (
-        f"Embedded: {EMBEDDINGS[metric]}. The paper reads from its figure that embeddings grow more compact by round; "
+        f"Shown: {EMBEDDINGS[metric].format(clip=context.clip)}. "
+        "The paper reads from its figure that embeddings grow more compact by round; "
         "the table says it in numbers, which t-SNE's plane does not."
     )
     return Result(note=note, tables=(table,), drawings=tuple(drawings), missing=context.gaps((("clip", "prompt"),)))
@@ -333,32 +316,6 @@ def rounds_distribution(context: Context) -> Result:
     rows.append(("the paper", tuple(Cell.paper(TDRI_FIG11.get(r), "{:g}%") for r in range(1, limit + 2))))
     drawn = Drawing(title="Rounds used", svg=drawing.interval_bars(series, y="share of sessions"))
     return Result(tables=(Table(title="Share of sessions", columns=tuple(names), rows=tuple(rows)),), drawings=(drawn,))
-
-
-def _given(context: Context, roles: Mapping[str, str], published: Mapping[str, Mapping[str, float]], what: str, remedy: str) -> Result:
-    """Satisfaction and fit of models that play a part, beside the paper's rows."""
-    names = list(next(iter(published.values())))
-    theirs = tuple((row, tuple(Cell.paper(values[name]) for name in names)) for row, values in published.items())
-    tables = [Table(title="The paper's", columns=tuple(names), rows=theirs)]
-    if not roles:
-        return Result(tables=tuple(tables), missing=(Missing(what=what, why="no models for it are given", remedy=remedy),))
-    known = context.known(DIALOGUES, AGREEMENT)
-    rows = []
-    for role, model in roles.items():
-        used = rounds_to_intent(context, model)
-        share = None if used is None else _share(used, context.run.evaluation.max_rounds)
-        cubes = [context.cubes(DIALOGUES, measure, (model,)).get(model) for measure in known]
-        fits = (
-            Cell.of(None if cube is None else comparing.interval(cube), measure.form) for cube, measure in zip(cubes, known, strict=True)
-        )
-        rows.append((role, (Cell.of(share, "{:.1%}"), *fits)))
-    ours = Table(title=what, columns=("satisfied ↑", *(measure.title for measure in known)), rows=tuple(rows))
-    return Result(tables=(ours, *tables), missing=context.gaps(AGREEMENT))
-
-
-def _share(used: np.ndarray | None, within: int) -> Interval | None:
-    """Share of sessions whose intent was met within so many rounds."""
-    return None if used is None else comparing.interval((used <= within).astype(np.float64))
 
 
 def _standing(context: Context, model: str, measure: Measure, turn: int) -> Interval | None:

@@ -29,8 +29,6 @@ from omr_ray.types import NoSpace
 
 logger = logging.getLogger(__name__)
 
-UPLOADED = "an uploaded image"  # utterance and prompt of the round that holds one
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
@@ -58,7 +56,7 @@ def place(here: Service, owner: str, asked: ImageSettings, upload: np.ndarray | 
 
         def grow(session: Session) -> Session:
             session = session if asked.parent_round_id is None else session.branch(asked.parent_round_id)
-            session = session if address is None else _uploaded(session, address)
+            session = session if address is None else session.uploaded(address)
             parent = session.head
             for number in range(asked.count):
                 at = (seed + number) % (LARGEST_SEED + 1)
@@ -106,13 +104,6 @@ async def followed(
         if left and not kept:
             # Not waited for: this task may be cancelled itself.
             asyncio.get_running_loop().run_in_executor(None, _give_up, here, order)
-
-
-def _uploaded(session: Session, address: str) -> Session:
-    """With a done round that shows an image which was made elsewhere."""
-    session = session.start(UPLOADED, seed=0, strength=1.0, mode="scratch", modality="picture")
-    id = session.rounds[-1].id
-    return session.begin(id).record(id, prompt=UPLOADED).record(id, image=address).finish(id)
 
 
 def _check_failed(event: StoredEvent) -> None:

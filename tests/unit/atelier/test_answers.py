@@ -2,7 +2,7 @@
 
 import pytest
 
-from omr_ray.atelier.answers import CHOICES, QUESTIONS, clarify, described, in_words, route, split, to_prompt, whether
+from omr_ray.atelier.answers import CHOICES, QUESTIONS, agrees, clarify, described, in_words, route, split, to_prompt, whether
 from omr_ray.atelier.world import ASPECTS, Scene, parse
 
 SCENE = Scene(content="coat", style="plain", background="snow", size="large", color="red", perspective="left", others="belt")
@@ -95,3 +95,21 @@ def test_every_question_is_one_and_names_no_value():
     for text in [*CHOICES.values(), *(text for texts in QUESTIONS.values() for text in texts)]:
         assert route(text) == "words" and parse(text) == {}
     assert all(route(whether(aspect, "red")) == "words" for aspect in ASPECTS)
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted", "right"),
+    [
+        ("it is red", "it is red", True),
+        ("Scarlet.", "it is red", True),  # another wording of the same value
+        ("it is blue", "it is red", False),
+        ("yes, it is red", "no, it is red", False),
+        ("it is a red coat", "it is red", False),  # says more than is known to be right
+        ("red, blue", "red, orange, yellow, green, blue, purple, pink, black", False),
+        ("it comes without extras", "it comes without extras", True),  # "without" is no "no"
+        ("There is no picture yet.", "there is no picture yet", True),
+        ("", "there is no picture yet", False),
+    ],
+)
+def test_an_answer_is_right_by_what_it_says(said, wanted, right):
+    assert agrees(said, wanted) is right

@@ -5,7 +5,7 @@ from pydantic import TypeAdapter
 
 from omr_ray.dialogue.d2p import Exchange
 from omr_ray.dialogue.feedback_reflection import AspectScore, Question
-from omr_ray.dialogue.session import LONGEST_UTTERANCE, Session
+from omr_ray.dialogue.session import LONGEST_UTTERANCE, UPLOADED, Session
 from omr_ray.types import Round, UserError
 
 COLOR = AspectScore(aspect="color", wanted=None, shown="red", similarity=None)
@@ -274,3 +274,9 @@ def tried(session, step, number):
             return session.branch(target)
         case _:
             return session.skip(target or 1)
+
+
+def test_an_uploaded_picture_is_a_done_round_that_the_next_one_edits():
+    session = Session(id="s").uploaded("address").start("make it blue", seed=1, strength=0.8)
+    assert session.round(1).status == "done" and session.history(2) == ((UPLOADED, UPLOADED),)
+    assert session.images_before(2) == ("address",) and session.round(2).mode == "edit"

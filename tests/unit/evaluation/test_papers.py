@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from omr_ray.config.comparison import Adapted, Base, ComparisonConfig
+from omr_ray.config.comparison import Adapted, Base, Clip, ComparisonConfig
 from omr_ray.config.run import Evaluation, RunConfig
-from omr_ray.evaluation.papers import PROTOCOLS, chosen, omr, outcome, pages, people, tdri
+from omr_ray.evaluation.papers import PROTOCOLS, chosen, omr, outcome, pages, people, roles, tdri
 from omr_ray.evaluation.papers.result import Context
 from omr_ray.evaluation.stored import MadeImage, Results, Value, png
 from omr_ray.types import UserError
@@ -107,7 +107,7 @@ def test_simple_prompts_are_told_from_complex_ones_by_the_aspects_they_name(cont
 
 
 def test_what_is_not_given_is_missing_with_what_would_make_it(context):
-    for function, said in ((omr.ablation, "sweep_ablations"), (tdri.personal, "omr-ray serve"), (people.human_votes, "votes=FILE")):
+    for function, said in ((roles.ablation, "sweep_ablations"), (roles.personal, "omr-ray serve"), (people.human_votes, "votes=FILE")):
         (gap,) = function(context).missing
         assert said in gap.remedy
 
@@ -126,6 +126,18 @@ def test_every_protocol_writes_a_page_json_and_csv_and_all_stand_in_one_report(c
         assert found["figures"] or found["missing"] or name == "pictures"
     assert "measured on other models" in report
     assert "http://" not in report.replace("http://www.w3.org", "")  # self-contained
+
+
+def test_the_embedded_clip_is_named_as_such_and_every_metric_names_its_weights(context):
+    found = pages.write([outcome("omr-table1", context)], context, made_by=[])
+    page = context.results.folder.open("report.html").read().decode()
+    assert found["protocols"] and "skipped: no weights are given" in page and "not LPIPS" in page
+    known = Context(config=context.config, run=context.run, results=context.results, skipped={})
+    clip, preference = known.wanted((("clip", "prompt"), ("preference", "prompt")))
+    assert (clip.title, preference.title) == ("Embedded CLIP, prompt to image", "Preference score")
+    other = context.config.model_copy(update={"metrics": (Clip(path="models/clip"),)})
+    (clip,) = Context(config=other, run=context.run, results=context.results, skipped={}).wanted((("clip", "target"),))
+    assert clip.title == "CLIP, image to target"
 
 
 def test_an_unknown_protocol_is_refused_with_those_there_are():
