@@ -69,8 +69,8 @@ class Changes:
                     while not self._over.is_set():
                         if next_commit():
                             self._tell()
-            except Exception:
-                logger.warning("commits are not seen for the moment", exc_info=True)
+            except Exception as error:
+                logger.warning("commits are not seen for the moment: %s", error)
                 self._over.wait(AWAY_S)
 
     def _tell(self) -> None:
