@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,9 +19,9 @@ from omr_ray.evaluation.stored import Results
 from omr_ray.loading import policy_from
 from omr_ray.types import UserError
 from omr_ray.workers.comparison import compare
+from tests.command import finish, started
 from tests.image_endpoint import KEY, drawn, image_endpoint
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.timeout(3000)
 OVERRIDES = [
     "dialogues.rounds=3",
@@ -137,17 +136,7 @@ def check_augmentation(results: Results, out: Path) -> None:
 def start(directory: Path, out: Path) -> subprocess.Popen:
     file = directory / "compare.yaml"
     file.write_text(yaml.safe_dump({**SMALL, "models": [{"type": "base"}, AUGMENTED]}, sort_keys=False))
-    command = [sys.executable, "-m", "omr_ray.cli", "evaluate", str(file), "--protocol", "all", "--json", "--out", str(out)]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_ADDRESS")}
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-
-
-def finish(process: subprocess.Popen) -> dict:
-    out, err = process.communicate(timeout=1200)
-    assert process.returncode == 0, err
-    return json.loads(out.splitlines()[-1])
+    return started("evaluate", str(file), "--protocol", "all", "--json", "--out", str(out))
 
 
 def stored(out: Path) -> dict:

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,8 +12,8 @@ import pytest
 import yaml
 
 from omr_ray.trials import Trials
+from tests.command import finish, started
 
-ROOT = Path(__file__).parents[2]
 # Two CPUs a trial, so that a local Ray for two of them has four: a group inside of a trial's own would find no room.
 SMALL = [
     "steps=4",
@@ -37,27 +36,7 @@ ABSENT = "rewards.terms=[{name: absent, weight: 1, scorer: {type: function, path
 def start(config: dict, directory: Path, *more: str) -> subprocess.Popen:
     common = {"run": "configs/atelier.yaml", "overrides": SMALL, "intermediate": {"every": 2, "dialogues": 1}}
     (directory / "sweep.yaml").write_text(yaml.safe_dump(common | config, sort_keys=False))
-    command = [
-        sys.executable,
-        "-m",
-        "omr_ray.cli",
-        "sweep",
-        str(directory / "sweep.yaml"),
-        "--json",
-        "--out",
-        str(directory / "out"),
-        *more,
-    ]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_ADDRESS")}
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-
-
-def finish(process: subprocess.Popen) -> dict:
-    out, err = process.communicate(timeout=1200)
-    assert process.returncode == 0, err
-    return json.loads(out.splitlines()[-1])
+    return started("sweep", str(directory / "sweep.yaml"), "--json", "--out", str(directory / "out"), *more)
 
 
 @pytest.mark.timeout(1500)

@@ -5,7 +5,6 @@ import math
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,8 +13,8 @@ import pytest
 from omr_ray.diffusion.adapters import load_adapter
 from omr_ray.evaluation.trace import write_trace
 from omr_ray.workers.metrics import METRICS, sample
+from tests.command import finish, started
 
-ROOT = Path(__file__).parents[2]
 SMALL = [
     "steps=4",
     "dialogues_per_step=2",
@@ -34,17 +33,7 @@ SMALL = [
 
 
 def start(out: Path, *more: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "omr_ray.cli", "train", "configs/atelier.yaml", "--json", "--out", str(out), *SMALL, *more]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_ADDRESS")}
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-
-
-def finish(process: subprocess.Popen) -> dict:
-    out, err = process.communicate(timeout=400)
-    assert process.returncode == 0, err
-    return json.loads(out.splitlines()[-1])
+    return started("train", "configs/atelier.yaml", "--json", "--out", str(out), *SMALL, *more)
 
 
 REDNESS = "{name: redness, weight: 0.5, scorer: {type: function, path: 'tests.user_reward:redness'}}"

@@ -19,6 +19,7 @@ from ray.serve.schema import ServeDeploySchema
 from referencing import Registry, Resource
 
 from omr_ray.config.run import RunConfig
+from omr_ray.config.serve import ServeConfig
 from omr_ray.serving import proxy
 
 ROOT = Path(__file__).parents[3]
@@ -140,10 +141,15 @@ def test_the_service_keeps_its_state_and_its_serve_config_is_one():
     assert container["env"][0]["valueFrom"] == options["redisPassword"]["valueFrom"]
     config = ServeDeploySchema.model_validate(yaml.safe_load(service["serveConfigV2"]))
     assert [(app.import_path, app.route_prefix) for app in config.applications] == [("omr_ray.serving.app:build", "/")]
-    assert config.http_options.port == 8000
+    served = ServeConfig.model_validate(config.applications[0].args)  # what `build` takes
+    assert served.http.keys_required and served.http.port == config.http_options.port == 8000
+    assert served.database.startswith("postgresql") and served.images.startswith("/mnt/shared/")  # all nodes reach both
+    replicas = served.replicas
+    most = service["rayClusterConfig"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"]
+    assert sum(actors.count * actors.num_gpus for actors in (replicas.diffusion, replicas.language)) <= int(most)
     groups = (service["rayClusterConfig"]["headGroupSpec"], *service["rayClusterConfig"]["workerGroupSpecs"])
     for group in groups:  # each node has an HTTP server
-        environment = {entry["name"]: entry["value"] for entry in group["template"]["spec"]["containers"][0]["env"]}
+        environment = {entry["name"]: entry.get("value") for entry in group["template"]["spec"]["containers"][0]["env"]}
         assert environment[proxy.VARIABLE] == proxy.VALUE
     assert [middleware.cls.__name__ for middleware in import_attr(proxy.VALUE)()] == ["OneShape", "Answered"]
 
