@@ -194,7 +194,9 @@ def _picture(scene: Scene, jitter: _Jitter, frame: _Frame, size: int) -> np.ndar
     draw = ImageDraw.Draw(picture)
     # A pale edge keeps every garment apart from every background.
     draw.line([*outline, outline[0], outline[1]], fill=_CREAM, width=round(2.2 * frame.unit), joint="curve")
-    picture.paste(_cloth(scene, frame, jitter, canvas_size), mask=mask)
+    box = mask.getbbox()
+    if box is not None:
+        picture.paste(_cloth(scene, frame, jitter, canvas_size, box).crop(box), box, mask.crop(box))
     _trim(draw, scene, frame)
 
     pixels = np.asarray(picture.reduce(_OVERSAMPLING), np.float32) * jitter.light + jitter.grain
@@ -207,8 +209,8 @@ def _garment_color(color: str, hue_jitter: float) -> tuple[int, int, int]:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def _cloth(scene: Scene, frame: _Frame, jitter: _Jitter, canvas_size: tuple[int, int]) -> Image.Image:
-    """Color, pattern and the shade of a side view over the whole canvas; the garment's mask cuts it out."""
+def _cloth(scene: Scene, frame: _Frame, jitter: _Jitter, canvas_size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
+    """Color, pattern and the shade of a side view, whole within `box` of the canvas; the garment's mask cuts it out."""
     color = _garment_color(scene.color, jitter.hue)
     cloth = Image.new("RGB", canvas_size, color)
     draw = ImageDraw.Draw(cloth)
@@ -220,6 +222,9 @@ def _cloth(scene: Scene, frame: _Frame, jitter: _Jitter, canvas_size: tuple[int,
         # The pattern's pitch is in pixels, not in garment lengths: small garments stay readable.
         return frame.x0 + x * unit * (0.85 if frame.shear else 1), frame.y0 + (y + slope * x) * unit
 
+    def seen(x: float, y: float, reach: float) -> bool:
+        return box[0] - reach <= x <= box[2] + reach and box[1] - reach <= y <= box[3] + reach
+
     if scene.style == "striped":
         for y in np.arange(-41.5, 46, 8):
             draw.polygon([place(-reach, y), place(reach, y), place(reach, y + 3.0), place(-reach, y + 3.0)], fill=mark)
@@ -227,18 +232,19 @@ def _cloth(scene: Scene, frame: _Frame, jitter: _Jitter, canvas_size: tuple[int,
         for row, y in enumerate(np.arange(-45.5, 46, 6.5)):
             for x in np.arange(-36.0, 37, 8) + 4.0 * (row % 2):
                 cx, cy = place(x, y)
-                draw.ellipse([cx - 1.8 * unit, cy - 1.8 * unit, cx + 1.8 * unit, cy + 1.8 * unit], fill=mark)
+                if seen(cx, cy, 3 * unit):
+                    draw.ellipse([cx - 1.8 * unit, cy - 1.8 * unit, cx + 1.8 * unit, cy + 1.8 * unit], fill=mark)
     elif scene.style == "checked":
         for row, y in enumerate(np.arange(-45.0, 46, 5)):
             for x in np.arange(-40.0, 41, 10) + 5 * (row % 2):
-                corners = [place(x, y), place(x + 5, y), place(x + 5, y + 5), place(x, y + 5)]
-                draw.polygon(corners, fill=mark)
+                if seen(*place(x, y), 8 * unit):
+                    draw.polygon([place(x, y), place(x + 5, y), place(x + 5, y + 5), place(x, y + 5)], fill=mark)
     if frame.shear:
         # The half that turns away lies in shade.
         ramp = np.clip(0.5 + (np.arange(canvas_size[0]) - frame.x0) / (1.5 * frame.scale), 0, 1)
         ramp = ramp if frame.shear > 0 else 1 - ramp
         shade = np.broadcast_to(255 * (1 - 0.5 * ramp), canvas_size).astype(np.uint8)
-        cloth = ImageChops.multiply(cloth, Image.fromarray(shade).convert("RGB"))
+        cloth.paste(ImageChops.multiply(cloth.crop(box), Image.fromarray(shade).crop(box).convert("RGB")), box)
     return cloth
 
 

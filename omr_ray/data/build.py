@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import yaml
 
@@ -99,7 +100,8 @@ def _leave_out_duplicates(config: DataConfig, parts: list[dict[str, Any]], count
 def _with_duplicates(names: list[str], rows: int, out: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Name and counts of every part that has a row whose id an earlier part has; what it must leave out is noted by then.
 
-    Two shuffles: keys that are equal come together to be compared, then those of one part to be noted.
+    Two shuffles: keys that are equal come together to be compared, then those of one part to be noted. Where one process
+    holds all keys it is done here: a shuffle takes seconds before the first row.
     """
 
     def read(batch: pa.Table) -> Iterator[pa.Table]:
@@ -111,8 +113,13 @@ def _with_duplicates(names: list[str], rows: int, out: str) -> Iterator[tuple[st
         duplicates.leave_out(folder, name, group["key"].to_pylist())
         return pa.table({"name": [name], "counts": [json.dumps(read_json(folder, name))]})
 
-    _prepare_ray()
     partitions = rows // duplicates.IDS_PER_TASK + 1
+    if partitions == 1:
+        found = duplicates.later(pa.concat_tables(read(pa.table({"name": names}))))
+        for part in pc.unique(found["part"]):
+            yield _row(note(found.filter(pc.equal(found["part"], part))).to_pylist()[0])
+        return
+    _prepare_ray()
     dataset = (
         ray.data.from_items([{"name": name} for name in names], override_num_blocks=-(-len(names) // PARTS_PER_TASK))
         .map_batches(read, batch_size=None, batch_format="pyarrow")
@@ -121,8 +128,11 @@ def _with_duplicates(names: list[str], rows: int, out: str) -> Iterator[tuple[st
         .groupby("part", num_partitions=partitions)
         .map_groups(note, batch_format="pyarrow")
     )
-    for row in _rows_of(dataset):
-        yield row["name"], json.loads(row["counts"])
+    yield from map(_row, _rows_of(dataset))
+
+
+def _row(noted: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    return noted["name"], json.loads(noted["counts"])
 
 
 def _prepare_ray() -> None:

@@ -6,10 +6,11 @@ import json
 import os
 import re
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatch
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -21,6 +22,7 @@ from omr_ray.data import schema
 from omr_ray.types import FULL, NoSpace, UserError
 
 ROW_GROUP_BYTES = 32 * 2**20  # what a writer holds, and what a reader has to: rows carry images
+KEPT_BYTES = 256 * 2**20  # of row groups that a reader keeps: rows are taken in any order
 REACHABLE = "see that it can be reached (bucket, endpoint, credentials, rights)"
 
 
@@ -196,7 +198,7 @@ class StoredTable:
         self.files = [name for name, _ in self._folder.files((".parquet",), table) if fnmatch(name, places)]
         if not self.files:
             raise UserError(f"{self._folder.shown(places)}: no such file; make some with `omr-ray data build`")
-        self._read_group = lru_cache(maxsize=4)(self._group)
+        self._kept: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
 
     def rows(self, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
         """All rows in a fixed order, some at a time."""
@@ -214,7 +216,7 @@ class StoredTable:
             raise IndexError(index)
         place = bisect_right(self._ends, index)
         first = self._ends[place - 1] if place else 0
-        return self._read_group(*self._groups[place]).slice(index - first, 1).to_pylist()[0]
+        return self._group(*self._groups[place]).slice(index - first, 1).to_pylist()[0]
 
     def take(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """The rows `indices`, in that order; every row group among them is read once."""
@@ -242,8 +244,14 @@ class StoredTable:
         return found
 
     def _group(self, name: str, group: int) -> pa.Table:
+        if (name, group) in self._kept:
+            self._kept.move_to_end((name, group))
+            return self._kept[name, group]
         with self._folder.open(name) as opened:
-            return self._checked(opened, name).read_row_group(group)
+            found = self._kept[name, group] = self._checked(opened, name).read_row_group(group)
+        while len(self._kept) > 1 and sum(table.nbytes for table in self._kept.values()) > KEPT_BYTES:
+            self._kept.popitem(last=False)
+        return found
 
     def _checked(self, opened: pa.NativeFile, name: str) -> pq.ParquetFile:
         try:

@@ -44,6 +44,7 @@ def run_workers(worker: Callable[[dict[str, str]], Any], config: Any, directory:
     kind: RunKind = config
     with closing(RunDirectory(directory, kind, resume=resume)) as run:
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+        os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # a relative path means on a worker what it means here
         trainer = TorchTrainer(
             worker,  # type: ignore[arg-type]
             train_loop_config={"config": dump(config), "directory": str(directory.absolute())},

@@ -7,6 +7,7 @@ its denoising steps, guidance, batch and reward model. Variants of ours:
 
     config       as the config stands: its stored steps, its estimator
     ratio        its stored steps, by the importance ratio alone
+    published    one step of every image, drawn from the config's window, as in OMR's Algorithm 1, by the importance ratio alone
     every_step   stores and trains every denoising step, by the importance ratio alone, as the yardstick does
 """
 
@@ -21,7 +22,7 @@ import sys
 from omr_ray.config.run import RunConfig
 
 LIMIT_S = 3600.0
-VARIANTS = ["config", "ratio", "every_step"]
+VARIANTS = ["config", "ratio", "published", "every_step"]
 
 
 def main() -> None:
@@ -53,8 +54,9 @@ def same_images(config: RunConfig, given: list[str]) -> tuple[list[str], dict[st
     steps = config.sampler.steps
     both = [*given, "dialogues.rounds=1", f"dialogues_per_step={dialogues}", "noise_loss.weight=0"]
     ratio = ["algorithm.reward_gradient=0"]
+    published = ["sampler.train_steps_per_round=1", *ratio]
     every = [f"sampler.window=[1,{steps}]", f"sampler.train_steps_per_round={steps}", *ratio]
-    return both, dict(zip(VARIANTS, ([], ratio, every), strict=True))
+    return both, dict(zip(VARIANTS, ([], ratio, published, every), strict=True))
 
 
 def printed(command: list[str]) -> dict:

@@ -1,6 +1,7 @@
 """Supervised diffusion training on real Ray Train workers with DeepSpeed: buckets, ranks, kills, and what comes out."""
 
 import io
+import os
 import threading
 
 import numpy as np
@@ -46,7 +47,7 @@ def data(tmp_path_factory):
     folder = Folder(str(tmp_path_factory.mktemp("data")))
     write_dialogues(folder, "train", 21)
     write_dialogues(folder, "test", 6)
-    return folder.path
+    return os.path.relpath(folder.path)  # a relative path means the same on a worker
 
 
 @pytest.fixture(scope="module")

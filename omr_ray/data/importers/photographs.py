@@ -10,6 +10,7 @@ Photographs of one description are one group; those of a dialogue, or a pair, ar
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -57,7 +58,8 @@ class Photographs:
             raise UserError(f"{self.folder.path}: no CLASS/IMAGE.jpg in it; give a folder with one folder a class")
         # Every part gets photographs of all classes: what differs from a photograph is looked for among its neighbours.
         names.sort(key=lambda name: hashlib.blake2b(name.encode(), digest_size=8).digest())
-        return [{"names": names[start : start + size]} for start in range(0, len(names), size)]
+        even = math.ceil(len(names) / math.ceil(len(names) / size))
+        return [{"names": names[start : start + even]} for start in range(0, len(names), even)]
 
     def records(self, part: Part, look: Look) -> Iterator[Record]:
         photographs: list[Photograph] = []
