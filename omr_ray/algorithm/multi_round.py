@@ -24,9 +24,24 @@ def noised(z0: Tensor, timesteps: Tensor, noise: Tensor, alphas_cumprod: Tensor)
 
 
 def predicted_x0(model_output: Tensor, latents: Tensor, timesteps: Tensor, alphas_cumprod: Tensor, prediction_type: str) -> Tensor:
-    """G_0^tau of OMR eq. 3 in one step: the clean latent that the model sees in `latents` at `timesteps`, float32 [N, C, H, W]."""
+    """The clean latent that the model sees in `latents` at `timesteps`, float32 [N, C, H, W]."""
     alpha_bar = alphas_cumprod.to(latents.device)[timesteps.to(latents.device)]
     return x0_and_epsilon(model_output, latents, alpha_bar, prediction_type)[0]
+
+
+def denoised(
+    predict: Predict, latents: Tensor, tau: Tensor, text: Any, steps: int, alphas_cumprod: Tensor, prediction_type: str
+) -> Tensor:
+    """G_0^tau of OMR eq. 3: the clean latent of `latents` [N, C, H, W] at tau i64 [N] in `steps` even DDIM steps without noise.
+
+    In one step, the form of eq. 5, it is `predicted_x0`. Returns float32 [N, C, H, W].
+    """
+    timesteps = tau
+    for left in range(steps - 1, 0, -1):
+        output, following = predict(latents, timesteps, text), tau * left // steps
+        latents, _, _ = ddim_mean_and_sigma(output, latents, timesteps, following, alphas_cumprod, prediction_type, eta=0.0)
+        timesteps = following
+    return predicted_x0(predict(latents, timesteps, text), latents, timesteps, alphas_cumprod, prediction_type)
 
 
 def one_step_regression(
@@ -79,11 +94,12 @@ def multi_round_loss(
     alphas_cumprod: Tensor,
     prediction_type: str,
     through_rounds: bool,
+    first_steps: int,
 ) -> Tensor:
-    """L_multi of OMR eq. 4 in the one-step form of eq. 5, float32 [N].
+    """L_multi of OMR eq. 4, float32 [N]; with first_steps = 1 in the one-step form of eq. 5.
 
-    z_x and z_y are the clean latents of rounds r and r + 1. z_x is noised to tau1 and predicted clean under text_x; that
-    is noised to tau2, z^xy of eq. 5, and one step under text_y is compared with the step that leads to z_y.
+    z_x and z_y are the clean latents of rounds r and r + 1. z_x is noised to tau1 and denoised under text_x in
+    `first_steps` steps; that is noised to tau2, z^xy of eq. 5, and one step under text_y is compared with the step that leads to z_y.
     `through_rounds` lets the gradient pass through the first round as well, the paper's "propagating the loss gradient
     back through the rounds".
 
@@ -91,7 +107,7 @@ def multi_round_loss(
     """
     with torch.set_grad_enabled(through_rounds and torch.is_grad_enabled()):
         z_tau1 = noised(z_x, tau1, noise1, alphas_cumprod)
-        first_round = predicted_x0(predict(z_tau1, tau1, text_x), z_tau1, tau1, alphas_cumprod, prediction_type)
+        first_round = denoised(predict, z_tau1, tau1, text_x, first_steps, alphas_cumprod, prediction_type)
         z_xy = noised(first_round, tau2, noise2, alphas_cumprod)
     output = predict(z_xy, tau2, text_y)
     return one_step_regression(output, z_xy, tau2, previous_tau2, z_y, alphas_cumprod, prediction_type)

@@ -120,7 +120,8 @@ class MultiRoundLoss(Config):
     weight: NonNegativeFloat = 0.0
     tau1: tuple[float, float] = Field((0.3, 0.9), description="range of tau1, as a share of the training schedule")
     tau2: tuple[float, float] = Field((0.1, 0.9), description="range of tau2")
-    through_rounds: bool = Field(False, description="let the gradient pass through the first round's x0 prediction")
+    through_rounds: bool = Field(False, description="let the gradient pass through the first round")
+    first_steps: PositiveInt = Field(1, description="denoising steps of the first round, from tau1 down; 1 is eq. 5")
 
 
 class NoiseLoss(MultiRoundLoss):

@@ -48,7 +48,7 @@ class Policy:
         self.vae_factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         size = self.network.config.sample_size
         self.height, self.width = (side * self.vae_factor for side in ((size, size) if isinstance(size, int) else size))
-        self._memory_format = torch.contiguous_format
+        self._memory_format = self._vae_format = torch.contiguous_format
         self._layers: list[LoraLayer] = []
         if rank is not None:
             self._add_lora(rank)
@@ -80,11 +80,14 @@ class Policy:
     def _prepared(self, device: str, channels_last: bool, compile: bool) -> Policy:
         if channels_last:
             self._memory_format = torch.channels_last
-        convolutional = [self.network, self.vae, *([] if self.controlnet is None else [self.controlnet])]
-        for module in (*convolutional, *self.text.encoders):
+        if channels_last or device == "cpu":
+            self._vae_format = torch.channels_last  # on a CPU an image takes a third less time to decode, the UNet no less
+        guides = [] if self.controlnet is None else [self.controlnet]
+        for module in (self.network, self.vae, *guides, *self.text.encoders):
             module.to(device)
-        for module in convolutional:
+        for module in (self.network, *guides):
             module.to(memory_format=self._memory_format)
+        self.vae.to(memory_format=self._vae_format)
         self.alphas_cumprod = self.alphas_cumprod.to(device)
         if compile:
             self.network.compile()
@@ -233,13 +236,13 @@ class Policy:
         latents = []
         for part in images.split(max(1, DECODED_PIXELS // (images.shape[1] * images.shape[2]))):
             pixels = part.to(self.device).movedim(-1, 1).float() / 127.5 - 1
-            latents.append(self.vae.encode(pixels.to(self.vae.dtype, memory_format=self._memory_format)).latent_dist.mean.float())
+            latents.append(self.vae.encode(pixels.to(self.vae.dtype, memory_format=self._vae_format)).latent_dist.mean.float())
         return torch.cat(latents) * self.vae.config.scaling_factor
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [N C h w] to images float32 [N 3 H W] in [0, 1], differentiable."""
         scaled = latents.to(self.device) / self.vae.config.scaling_factor
-        decoded = self.vae.decode(scaled.to(self.vae.dtype, memory_format=self._memory_format), return_dict=False)[0]
+        decoded = self.vae.decode(scaled.to(self.vae.dtype, memory_format=self._vae_format), return_dict=False)[0]
         return (decoded.float() / 2 + 0.5).clamp(0, 1)
 
     @torch.no_grad()

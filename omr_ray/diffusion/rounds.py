@@ -23,6 +23,7 @@ def policy_round_losses(
     tau1: tuple[float, float],
     tau2: tuple[float, float],
     through_rounds: bool,
+    first_steps: int,
     steps: int,
 ) -> Tensor:
     """`multi_round_loss` of latents z_x and z_y [N C H W] of rounds r and r + 1 under their prompts, float32 [N].
@@ -46,4 +47,5 @@ def policy_round_losses(
         policy.alphas_cumprod,
         policy.prediction_type,
         through_rounds,
+        first_steps,
     )

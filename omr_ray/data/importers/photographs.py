@@ -24,6 +24,7 @@ from omr_ray.data.splits import Place, Shares, place_of
 from omr_ray.data.store import Folder
 from omr_ray.types import UserError
 
+NEGATIVES = 4  # pairs of a photograph, each with another image that does not fit: with one, a model soon knows them by heart
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
@@ -74,8 +75,12 @@ class Photographs:
             place = place_of(group, self.shares)
             photographs.append(Photograph(name=name, noun=noun, garment=colors.garment, background=colors.background, place=place))
         yield from _dialogues(photographs)
-        fitting = [Fitting(id=item.name, group=item.prompt, prompt=item.prompt, image=item.name, placed=True) for item in photographs]
-        yield from mismatched(fitting, lambda group: place_of(group, self.shares), [len(fitting)])
+        for number in range(NEGATIVES):
+            fitting = [
+                Fitting(id=f"{item.name}#{number}", group=item.prompt, prompt=item.prompt, image=item.name, placed=True)
+                for item in photographs
+            ]
+            yield from mismatched(fitting, lambda group: place_of(group, self.shares), [len(fitting), number])
 
 
 def _dialogues(photographs: Sequence[Photograph]) -> Iterator[Record]:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from omr_ray.algorithm.multi_round import multi_round_loss, noised, one_step_regression, predicted_x0
+from omr_ray.algorithm.multi_round import denoised, multi_round_loss, noised, one_step_regression, predicted_x0
 
 ALPHAS = torch.tensor([0.96, 0.64, 0.36])
 ONE, TWO = torch.tensor([1]), torch.tensor([2])
@@ -20,6 +20,19 @@ def test_predicted_x0_undoes_noised():
     times = torch.tensor([0, 1, 2])
     z = noised(z0, times, noise, ALPHAS)
     torch.testing.assert_close(predicted_x0(noise, z, times, ALPHAS, "epsilon"), z0)
+
+
+def test_two_steps_of_the_first_round_by_hand():
+    seen = []
+
+    def predict(latents, timesteps, text):
+        seen.append((latents, timesteps.item()))
+        return latent(0.5)
+
+    found = denoised(predict, latent(1.1), TWO, "x", 2, ALPHAS, "sample")
+    assert [t for _, t in seen] == [2, 1]
+    torch.testing.assert_close(seen[1][0], latent(1.0))  # epsilon is (1.1 - 0.6 * 0.5) / 0.8 = 1, and 0.8 * 0.5 + 0.6 * 1 = 1
+    torch.testing.assert_close(found, latent(0.5))
 
 
 def test_one_step_regression_by_hand():
@@ -44,7 +57,7 @@ def test_multi_round_loss_by_hand():
 
     taus = {"tau1": ONE, "tau2": TWO, "previous_tau2": ONE}
     rounds = {"z_x": latent(1.0), "z_y": latent(1.0), "text_x": "x", "text_y": "y", "noise1": latent(0.0), "noise2": latent(1.0)}
-    loss = multi_round_loss(predict, **rounds, **taus, alphas_cumprod=ALPHAS, prediction_type="sample", through_rounds=False)
+    loss = multi_round_loss(predict, **rounds, **taus, alphas_cumprod=ALPHAS, prediction_type="sample", through_rounds=False, first_steps=1)
     assert [(t, text) for _, t, text in seen] == [(1, "x"), (2, "y")]
     torch.testing.assert_close(seen[0][0], latent(0.8))  # sqrt(0.64) * 1
     torch.testing.assert_close(seen[1][0], latent(1.1))  # 0.6 * 0.5 + 0.8: the first round's prediction, noised again
@@ -61,7 +74,7 @@ def test_the_gradient_passes_through_the_first_round_only_on_request(through_rou
     torch.manual_seed(0)
     z_x, z_y, noise1, noise2 = torch.randn(4, 1, 4, 3, 3)
     multi_round_loss(
-        predict, z_x, z_y, ONE, TWO, ONE, weight_x, weight_y, noise1, noise2, ALPHAS, "epsilon", through_rounds
+        predict, z_x, z_y, ONE, TWO, ONE, weight_x, weight_y, noise1, noise2, ALPHAS, "epsilon", through_rounds, 1
     ).sum().backward()
     assert weight_y.grad.abs() > 0
     assert (weight_x.grad is not None and weight_x.grad.abs() > 0) == through_rounds
