@@ -65,22 +65,22 @@ def omr_ray(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "omr_ray.cli", *arguments], check=True, stdout=sys.stderr)
 
 
-def lasting(config: str, steps: int) -> list[str]:
+def lasting(config: Sequence[str], steps: int) -> list[str]:
     """Overrides for a run of so many steps."""
-    asked = RunConfig.load(config)
+    asked = RunConfig.load(config[0], config[1:])
     return [f"steps={steps}", f"learner.cooldown_steps={asked.learner.cooldown_steps * steps // asked.steps}"]
 
 
-def rlhf(config: str, run: Path, base: Evaluation, overrides: Sequence[str]) -> tuple[Evaluation, float]:
+def rlhf(config: Sequence[str], run: Path, base: Evaluation, overrides: Sequence[str]) -> tuple[Evaluation, float]:
     """Train, unless that is done; returns the evaluation after it and the seconds of all steps."""
     if not (run / "report.html").exists():
         if not any(override.startswith("lora.start=") for override in overrides):
             protocols.save(replace(base, phase="before"), run / "evaluation")
-        omr_ray("train", config, "--out", str(run), *(["--resume"] if (run / "config.yaml").exists() else []), *overrides)
+        omr_ray("train", *config, "--out", str(run), *(["--resume"] if (run / "config.yaml").exists() else []), *overrides)
     return protocols.load(run / "evaluation", "after"), sum(line["seconds/step"] for line in read_metrics(run / "timings.jsonl"))
 
 
-def supervised(config: str, finetune: str, run: Path, seed: int) -> tuple[Evaluation, float]:
+def supervised(config: Sequence[str], finetune: str, run: Path, seed: int) -> tuple[Evaluation, float]:
     """Supervised training, unless that is done; returns the evaluation after it and its seconds."""
     seconds = run / "seconds"
     if not seconds.exists():
@@ -88,22 +88,24 @@ def supervised(config: str, finetune: str, run: Path, seed: int) -> tuple[Evalua
         omr_ray("finetune", finetune, "--out", str(run), *(["--resume"] if (run / "config.yaml").exists() else []), f"seed={seed}")
         seconds.write_text(str(time.monotonic() - began))
     if not (run / "evaluation/after.json").exists():
-        omr_ray("evaluate", config, "--adapter", str(run / "adapter"), "--out", str(run / "evaluation"))
+        omr_ray("evaluate", *config, "--adapter", str(run / "adapter"), "--out", str(run / "evaluation"))
     return protocols.load(run / "evaluation", "after"), float(seconds.read_text())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config")
+    parser.add_argument("overrides", nargs="*", help="of the config, for training and evaluation")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["config", "ReFL", "PPO", "PPO+L_multi", "L_multi"])
     parser.add_argument("--steps", nargs="*", default=[], metavar="VARIANT=STEPS", help="so that all take the same time")
     parser.add_argument("--finetune", default="configs/atelier_dialogue.yaml")
     options = parser.parse_args()
+    config = [options.config, *options.overrides]
     steps = dict(item.split("=") for item in options.steps)
     if not (options.out / "base/after.json").exists():
-        omr_ray("evaluate", options.config, "--out", str(options.out / "base"))
+        omr_ray("evaluate", *config, "--out", str(options.out / "base"))
     base = protocols.load(options.out / "base", "after")
     print("| variant | accuracy by round | gain in the last | rounds to intent | change | diversity kept | training |")
     print("|---|---|---|---|---|---|---|")
@@ -112,13 +114,13 @@ def main() -> None:
         outcomes = []
         for seed in options.seeds:
             run, start = options.out / f"{variant}-{seed}", options.out / f"supervised-{seed}"
-            overrides = [f"seed={seed}", *VARIANTS[variant], *(lasting(options.config, int(steps[variant])) if variant in steps else [])]
+            overrides = [f"seed={seed}", *VARIANTS[variant], *(lasting(config, int(steps[variant])) if variant in steps else [])]
             spent = 0.0
             if variant.startswith("supervised"):
-                result, spent = supervised(options.config, options.finetune, start, seed)
+                result, spent = supervised(config, options.finetune, start, seed)
                 overrides.append(f"lora.start={start / 'adapter'}")
             if variant != "supervised":
-                result, seconds = rlhf(options.config, run, base, overrides)
+                result, seconds = rlhf(config, run, base, overrides)
                 spent += seconds
             outcomes.append((result, spent))
         row = figures(base, [result for result, _ in outcomes], float(np.mean([spent for _, spent in outcomes])))
