@@ -29,9 +29,7 @@ def predicted_x0(model_output: Tensor, latents: Tensor, timesteps: Tensor, alpha
     return x0_and_epsilon(model_output, latents, alpha_bar, prediction_type)[0]
 
 
-def denoised(
-    predict: Predict, latents: Tensor, tau: Tensor, text: Any, steps: int, alphas_cumprod: Tensor, prediction_type: str
-) -> Tensor:
+def denoised(predict: Predict, latents: Tensor, tau: Tensor, text: Any, steps: int, alphas_cumprod: Tensor, prediction_type: str) -> Tensor:
     """G_0^tau of OMR eq. 3: the clean latent of `latents` [N, C, H, W] at tau i64 [N] in `steps` even DDIM steps without noise.
 
     In one step, the form of eq. 5, it is `predicted_x0`. Returns float32 [N, C, H, W].
