@@ -222,8 +222,8 @@ def _cloth(scene: Scene, frame: _Frame, jitter: _Jitter, canvas_size: tuple[int,
         # The pattern's pitch is in pixels, not in garment lengths: small garments stay readable.
         return frame.x0 + x * unit * (0.85 if frame.shear else 1), frame.y0 + (y + slope * x) * unit
 
-    def seen(x: float, y: float, reach: float) -> bool:
-        return box[0] - reach <= x <= box[2] + reach and box[1] - reach <= y <= box[3] + reach
+    def seen(x: float, y: float, margin: float) -> bool:
+        return box[0] - margin <= x <= box[2] + margin and box[1] - margin <= y <= box[3] + margin
 
     if scene.style == "striped":
         for y in np.arange(-41.5, 46, 8):

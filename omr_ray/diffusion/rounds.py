@@ -28,8 +28,8 @@ def policy_round_losses(
 ) -> Tensor:
     """`multi_round_loss` of latents z_x and z_y [N C H W] of rounds r and r + 1 under their prompts, float32 [N].
 
-    Each row is drawn from its own generator. tau1 and tau2 are shares of the training schedule; the step that is compared
-    is one of a sampler with `steps` steps.
+    Each row is drawn from its own generator. tau1 and tau2 are shares of the training schedule; the first round takes
+    `first_steps` steps, and the step that is compared is one of a sampler with `steps` steps.
     """
     length = policy.num_train_timesteps
     drawn1, drawn2, noise1, noise2 = draw_rounds(rngs, z_x, tau1, tau2, length)
