@@ -50,10 +50,10 @@ def figures(base: Evaluation, results: Sequence[Evaluation], seconds: float) -> 
     """One row of the table: the base beside the mean over the seeds of what was trained."""
     trained = protocols.averaged(results)
     found = protocols.compare(base, trained)
-    gain, fewer, kept = found.last_round_gain, found.rounds_to_intent_change_percent, found.diversity_ratio
+    fewer, kept = found.rounds_to_intent_change_percent, found.diversity_ratio
     return [
         ", ".join(f"{100 * value:.1f}" for value in np.nanmean(trained.held_out.accuracy, axis=0)),
-        f"{100 * gain.value:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]",
+        ", ".join(f"{100 * gain.value:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]" for gain in found.accuracy_by_round),
         f"{trained.intent.rounds.mean():.2f}",
         f"{fewer.value:+.0f}% [{fewer.low:+.0f}, {fewer.high:+.0f}]",
         f"{100 * kept.value:.0f}% [{100 * kept.low:.0f}, {100 * kept.high:.0f}]",
@@ -107,7 +107,7 @@ def main() -> None:
     if not (options.out / "base/after.json").exists():
         omr_ray("evaluate", *config, "--out", str(options.out / "base"))
     base = protocols.load(options.out / "base", "after")
-    print("| variant | accuracy by round | gain in the last | rounds to intent | change | diversity kept | training |")
+    print("| variant | accuracy by round | gain by round | rounds to intent | change | diversity kept | training |")
     print("|---|---|---|---|---|---|---|")
     print(f"| base | {figures(base, [base], 0)[0]} | | {base.intent.rounds.mean():.2f} | | | |", flush=True)
     for variant in options.variants:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from omr_ray.algorithm.gaussian import ddim_mean_and_sigma, per_row, x0_and_epsilon
+from omr_ray.algorithm.multi_scale import multi_scale_square
 
 Predict = Callable[[Tensor, Tensor, Any], Tensor]  # latents [N, C, H, W], timesteps [N], text -> model output
 
@@ -50,8 +51,10 @@ def one_step_regression(
     target: Tensor,
     alphas_cumprod: Tensor,
     prediction_type: str,
+    scales: Mapping[int, float],
 ) -> Tensor:
-    """|| z_{t-1} - DM(z_t, psi(P), t, W_new) ||^2, averaged over C H W (OMR eq. 13, and the right-hand side of eq. 5).
+    """|| z_{t-1} - DM(z_t, psi(P), t, W_new) ||^2, averaged over C H W (OMR eq. 13, and the right-hand side of eq. 5),
+    with scales other than {1: 1} also of means over blocks (`multi_scale_square`).
 
     z_{t-1} is the noiseless DDIM step from `latents` whose clean latent is `target`; DM is the same step with the
     model's clean latent. The paper calls eq. 13 L_BCE, though it is a norm; it is squared here, as in Algorithm 1, line 16.
@@ -61,7 +64,7 @@ def one_step_regression(
     steps = (latents, timesteps, previous_timesteps, alphas_cumprod)
     wanted, _, _ = ddim_mean_and_sigma(target, *steps, prediction_type="sample", eta=0.0)
     made, _, _ = ddim_mean_and_sigma(model_output, *steps, prediction_type=prediction_type, eta=0.0)
-    return (wanted - made).square().flatten(1).mean(1)
+    return multi_scale_square(wanted - made, scales)
 
 
 def draw_rounds(
@@ -93,6 +96,7 @@ def multi_round_loss(
     prediction_type: str,
     through_rounds: bool,
     first_steps: int,
+    scales: Mapping[int, float],
 ) -> Tensor:
     """L_multi of OMR eq. 4, float32 [N]; with first_steps = 1 in the one-step form of eq. 5.
 
@@ -108,4 +112,4 @@ def multi_round_loss(
         first_round = denoised(predict, z_tau1, tau1, text_x, first_steps, alphas_cumprod, prediction_type)
         z_xy = noised(first_round, tau2, noise2, alphas_cumprod)
     output = predict(z_xy, tau2, text_y)
-    return one_step_regression(output, z_xy, tau2, previous_tau2, z_y, alphas_cumprod, prediction_type)
+    return one_step_regression(output, z_xy, tau2, previous_tau2, z_y, alphas_cumprod, prediction_type, scales)

@@ -38,6 +38,12 @@ class TextImageLoss(Config):
     drop_prompt: float = Field(0.1, ge=0, le=1, description="share of rows with the empty prompt: what guidance needs")
 
 
+class ReferenceLoss(Config):
+    """What single rounds are held to: the frozen model's own answers. The KL to the reference, but for a factor of the timestep."""
+
+    weight: NonNegativeFloat = 0.0
+
+
 class Rounds(MultiRoundLoss):
     """L_multi on consecutive rounds; a dialogue of one round has none."""
 
@@ -56,6 +62,7 @@ class FinetuneRun(TrainRun):
     data: DialogueData
     buckets: Buckets = Buckets()
     text_image: TextImageLoss = TextImageLoss()
+    reference: ReferenceLoss = ReferenceLoss()
     multi_round: Rounds = Rounds()
     trainer: SupervisedTrainer = SupervisedTrainer()
     held_out: PositiveInt = Field(64, description="dialogues of the test split whose loss is measured at every checkpoint")
@@ -64,4 +71,12 @@ class FinetuneRun(TrainRun):
     def something_is_learned(self) -> FinetuneRun:
         if self.text_image.weight == 0 and self.multi_round.weight == 0:
             raise ValueError("text_image.weight and multi_round.weight are both 0: nothing would be learned; raise one")
+        return self
+
+    @model_validator(mode="after")
+    def a_reference_is_there(self) -> FinetuneRun:
+        if self.reference.weight > 0 and self.lora is None:
+            raise ValueError(
+                f"reference.weight is {self.reference.weight:g} and lora is null: the frozen model is not there any more; set it to 0"
+            )
         return self

@@ -122,6 +122,9 @@ class MultiRoundLoss(Config):
     tau2: tuple[float, float] = Field((0.1, 0.9), description="range of tau2")
     through_rounds: bool = Field(False, description="let the gradient pass through the first round")
     first_steps: PositiveInt = Field(1, description="denoising steps of the first round, from tau1 down; 1 is eq. 5")
+    scales: dict[PositiveInt, PositiveFloat] = Field(
+        {1: 1.0}, min_length=1, description="side of the blocks of the latent whose mean errors count -> weight; {1: 1} is eq. 13"
+    )
 
 
 class NoiseLoss(MultiRoundLoss):

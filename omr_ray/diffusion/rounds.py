@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from torch import Tensor
@@ -24,6 +24,7 @@ def policy_round_losses(
     tau2: tuple[float, float],
     through_rounds: bool,
     first_steps: int,
+    scales: Mapping[int, float],
     steps: int,
 ) -> Tensor:
     """`multi_round_loss` of latents z_x and z_y [N C H W] of rounds r and r + 1 under their prompts, float32 [N].
@@ -48,4 +49,5 @@ def policy_round_losses(
         policy.prediction_type,
         through_rounds,
         first_steps,
+        scales,
     )

@@ -1,4 +1,5 @@
-"""What supervised diffusion training descends: the denoising loss of single rounds, and L_multi of consecutive ones."""
+"""What supervised diffusion training descends: the denoising loss of single rounds and their distance from the frozen model,
+and L_multi of consecutive ones."""
 
 from __future__ import annotations
 
@@ -47,9 +48,11 @@ class SupervisedObjective(nn.Module):
         values: dict[str, Tensor] = {}
         total = torch.zeros(len(rngs), device=self.policy.device)
         with self._precision():
-            if config.text_image.weight > 0:
-                values["denoising_loss"] = self._denoising(part.dialogues, rngs)
+            if config.text_image.weight > 0 or config.reference.weight > 0:
+                values |= self._single_rounds(part.dialogues, rngs)
                 total = total + config.text_image.weight * values["denoising_loss"]
+            if config.reference.weight > 0:
+                total = total + config.reference.weight * values["reference_loss"]
             if config.multi_round.weight > 0:
                 losses, present = self._multi_round(part.dialogues, rngs)
                 total = total + config.multi_round.weight * torch.where(present, losses, 0.0)
@@ -62,16 +65,23 @@ class SupervisedObjective(nn.Module):
         half = self.config.lora is None and isinstance(model, DiffusersModel) and model.dtype == "bfloat16"
         return torch.autocast(self.policy.device.type, torch.bfloat16) if half else nullcontext()
 
-    def _denoising(self, dialogues: Sequence[Encoded], rngs: Sequence[np.random.Generator]) -> Tensor:
-        """One round of each dialogue, noised to one timestep, [n]."""
+    def _single_rounds(self, dialogues: Sequence[Encoded], rngs: Sequence[np.random.Generator]) -> dict[str, Tensor]:
+        """One round of each dialogue, noised to one timestep: its losses [n] against the data, and against the frozen model."""
         policy, settings = self.policy, self.config.text_image
         frames = [dialogue.rounds[rng.integers(len(dialogue.rounds))] for dialogue, rng in zip(dialogues, rngs, strict=True)]
         z0 = self._latents(frames)
         timesteps = torch.tensor([rng.integers(policy.num_train_timesteps) for rng in rngs], device=policy.device)
         noise = torch.from_numpy(np.stack([rng.standard_normal(z0.shape[1:], dtype=np.float32) for rng in rngs])).to(policy.device)
         text = self._text(frames, dropped=[rng.random() < settings.drop_prompt for rng in rngs])
-        output = policy.predict(noised(z0, timesteps, noise, policy.alphas_cumprod), timesteps, text)
-        return denoising_loss(output, z0, noise, timesteps, policy.alphas_cumprod, policy.prediction_type, settings.min_snr_gamma)
+        latents = noised(z0, timesteps, noise, policy.alphas_cumprod)
+        output = policy.predict(latents, timesteps, text)
+        kind = policy.prediction_type, settings.min_snr_gamma
+        losses = {"denoising_loss": denoising_loss(output, z0, noise, timesteps, policy.alphas_cumprod, *kind)}
+        if self.config.reference.weight > 0:
+            with torch.no_grad(), policy.adapter_off():
+                reference = policy.predict(latents, timesteps, text)
+            losses["reference_loss"] = (output - reference).square().flatten(1).mean(1)
+        return losses
 
     def _multi_round(self, dialogues: Sequence[Encoded], rngs: Sequence[np.random.Generator]) -> tuple[Tensor, Tensor]:
         """L_multi (OMR eq. 4, 5, 13) of two consecutive rounds of each dialogue [n], and which dialogues have such [n]."""

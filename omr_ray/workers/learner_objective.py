@@ -146,7 +146,7 @@ class Objective(nn.Module):
             policy.encode_text(policy.tokenize(part.pairs.prompts_x)),
             policy.encode_text(policy.tokenize(part.pairs.prompts_y)),
             [np.random.default_rng([config.seed, part.step, int(row)]) for row in part.indices],
-            **config.noise_loss.model_dump(include={"tau1", "tau2", "through_rounds", "first_steps"}),
+            **config.noise_loss.model_dump(include={"tau1", "tau2", "through_rounds", "first_steps", "scales"}),
             steps=config.sampler.steps,
         )
         return losses, {"noise_loss": losses.detach()}

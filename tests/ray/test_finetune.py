@@ -74,15 +74,17 @@ def run_config(data, model, /, **changes):
 
 def test_two_ranks_learn_as_one_and_the_adapter_is_a_start(data, models, tmp_path):
     for ranks in (1, 2):
-        config = run_config(data, models["sd"], trainer={"ranks": ranks}, data={"cache": str(tmp_path / "cache")})
-        training.train(config, tmp_path / str(ranks), resume=False)
+        changes = {"trainer": {"ranks": ranks}, "data": {"cache": str(tmp_path / "cache")}, "reference": {"weight": 2.0}}
+        training.train(run_config(data, models["sd"], **changes), tmp_path / str(ranks), resume=False)
     one, two = lines(tmp_path / "1"), lines(tmp_path / "2")
     # 17 of 21 dialogues have images: by bucket 6, 6 and 5, so two batches of four each, twice
     assert [line["step"] for line in one] == list(range(1, 13)) and {line["rows"] for line in one} == {4.0}
     for first, second in zip(one, two, strict=True):
-        for name in ("loss", "denoising_loss", "multi_round_loss", "grad_norm"):
-            assert first[name] == pytest.approx(second[name], rel=2e-5), name
-        assert first["loss"] == pytest.approx(first["denoising_loss"] + 0.5 * first["multi_round_loss"], rel=0.2)
+        for name in ("loss", "denoising_loss", "multi_round_loss", "reference_loss", "grad_norm"):
+            assert first[name] == pytest.approx(second[name], rel=2e-5, abs=1e-9), name
+        parts = first["denoising_loss"] + 0.5 * first["multi_round_loss"] + 2.0 * first["reference_loss"]
+        assert first["loss"] == pytest.approx(parts, rel=0.2)
+    assert one[0]["reference_loss"] == 0 < one[1]["reference_loss"]  # an untrained adapter is the frozen model
     judged = [line["held_out/loss"] for line in one if "held_out/loss" in line]
     assert len(judged) == 6 and judged[-1] < judged[0]
 

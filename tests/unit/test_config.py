@@ -67,6 +67,13 @@ def test_rules_between_keys():
     assert "learner.ranks; set that" in refused("workers.learner.count=2")
 
 
+def test_supervised_training_without_a_loss_or_without_the_reference_it_asks_for():
+    with pytest.raises(UserError, match="both 0: nothing would be learned"):
+        FinetuneRun.load(CONFIGS / "atelier_dialogue.yaml", ["text_image.weight=0", "multi_round.weight=0"])
+    with pytest.raises(UserError, match="lora is null: the frozen model is not there"):
+        FinetuneRun.load(CONFIGS / "atelier_dialogue.yaml", ["lora=null", "reference.weight=1"])
+
+
 def test_files_that_are_no_config(tmp_path):
     with pytest.raises(UserError, match="no such config file"):
         RunConfig.load(tmp_path / "absent.yaml")

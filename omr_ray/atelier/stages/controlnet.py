@@ -14,13 +14,14 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from omr_ray.algorithm.multi_scale import multi_scale_square
 from omr_ray.atelier.garment_pose import GarmentPose
 from omr_ray.atelier.keypoints import KEYPOINTS
 from omr_ray.atelier.oracle import Oracle
 from omr_ray.atelier.render import render_with_keypoints
 from omr_ray.atelier.stages.autoencoder import load_autoencoder
 from omr_ray.atelier.stages.loop import Budget, Trainer
-from omr_ray.atelier.stages.policy import LARGEST_WEIGHT, RENDERS, NoisedRenders, encode_renders, multi_scale_error, noisy_timesteps
+from omr_ray.atelier.stages.policy import LARGEST_WEIGHT, RENDERS, SCALE_WEIGHTS, NoisedRenders, encode_renders, noisy_timesteps
 from omr_ray.atelier.stages.renders import make_posed_renders
 from omr_ray.atelier.world import prompt_of, random_part, random_scene
 from omr_ray.config.generation import Pose
@@ -74,7 +75,7 @@ def train_controlnet(out: Path, work: Path, *, budget: Budget, seed: int, device
         down, middle = controlnet(drawn.noisy, timesteps, drawn.text, controlnet_cond=maps, return_dict=False)
         residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
         error = unet(drawn.noisy, timesteps, drawn.text, **residuals).sample - drawn.clean
-        return {"loss": multi_scale_error(drawn.weight.sqrt() * error), "error": error.detach().square().mean()}
+        return {"loss": multi_scale_square(drawn.weight.sqrt() * error, SCALE_WEIGHTS).mean(), "error": error.detach().square().mean()}
 
     seconds = trainer.run(loss_at, seed=seed)
     trainer.swap_ema()

@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
+from omr_ray.algorithm.multi_scale import multi_scale_square
 from omr_ray.atelier.oracle import Oracle
 from omr_ray.atelier.stages.autoencoder import load_autoencoder
 from omr_ray.atelier.stages.loop import Budget, Trainer
@@ -174,7 +174,7 @@ def train_policy(out: Path, work: Path, *, budget: Budget, seed: int, device: to
         timesteps = noisy_timesteps(budget.batch, noise).to(device)
         drawn = renders.draw(numbers, noise, timesteps, LARGEST_WEIGHT)
         error = unet(drawn.noisy, timesteps, drawn.text).sample - drawn.clean
-        return {"loss": multi_scale_error(drawn.weight.sqrt() * error), "error": error.detach().square().mean()}
+        return {"loss": multi_scale_square(drawn.weight.sqrt() * error, SCALE_WEIGHTS).mean(), "error": error.detach().square().mean()}
 
     def details_loss(unet, numbers, noise):
         timesteps = detail_timesteps(budget.batch, noise).to(device)
@@ -196,15 +196,6 @@ def train_policy(out: Path, work: Path, *, budget: Budget, seed: int, device: to
     seconds += run("policy_details", unet, DETAILS, details_loss)
     accuracy = base_accuracy(out, device, count=512)
     return {"seconds": seconds} | {f"accuracy_{aspect}": value for aspect, value in accuracy.items()}
-
-
-def multi_scale_error(error: torch.Tensor) -> torch.Tensor:
-    """Mean square of error [N C H W], of its 2x2 and of its 4x4 means, weighted by `SCALE_WEIGHTS`.
-
-    The conditional mean minimises every one of the three, so what is learned stays the same. But from noise, most of the
-    error is detail that nothing could predict; in the means that averages out, and shape and color are heard sooner.
-    """
-    return torch.stack([scale * F.avg_pool2d(error, size).square().mean() for size, scale in SCALE_WEIGHTS.items()]).sum()
 
 
 def noisy_timesteps(count: int, noise: torch.Generator) -> torch.Tensor:

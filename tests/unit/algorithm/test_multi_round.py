@@ -37,14 +37,17 @@ def test_two_steps_of_the_first_round_by_hand():
 
 def test_one_step_regression_by_hand():
     # both steps differ by (0.8 - 0.6 * 0.6 / 0.8) (x0 - target) = 0.35 (2 - 1)
-    found = one_step_regression(latent(2.0), latent(0.3), TWO, ONE, latent(1.0), ALPHAS, "sample")
+    found = one_step_regression(latent(2.0), latent(0.3), TWO, ONE, latent(1.0), ALPHAS, "sample", {1: 1.0})
     torch.testing.assert_close(found, torch.tensor([0.35**2]))
+    model = torch.tensor([[[[2.0, 0.0], [0.0, 0.0]]]])  # errors 1, -1, -1, -1 of the clean latent, and a mean of -0.5
+    found = one_step_regression(model, torch.zeros(1, 1, 2, 2), TWO, ONE, torch.ones(1, 1, 2, 2), ALPHAS, "sample", {1: 1.0, 2: 4.0})
+    torch.testing.assert_close(found, torch.tensor([(1 + 4 * 0.25) * 0.35**2]))
 
 
 def test_a_model_that_knows_the_target_has_no_loss():
     z_y, noise = torch.randn(2, 2, 4, 5, 5)
     times, previous = torch.tensor([1, 2]), torch.tensor([0, 1])
-    found = one_step_regression(noise, noised(z_y, times, noise, ALPHAS), times, previous, z_y, ALPHAS, "epsilon")
+    found = one_step_regression(noise, noised(z_y, times, noise, ALPHAS), times, previous, z_y, ALPHAS, "epsilon", {1: 1.0})
     torch.testing.assert_close(found, torch.zeros(2), atol=1e-10, rtol=0)
 
 
@@ -57,7 +60,9 @@ def test_multi_round_loss_by_hand():
 
     taus = {"tau1": ONE, "tau2": TWO, "previous_tau2": ONE}
     rounds = {"z_x": latent(1.0), "z_y": latent(1.0), "text_x": "x", "text_y": "y", "noise1": latent(0.0), "noise2": latent(1.0)}
-    loss = multi_round_loss(predict, **rounds, **taus, alphas_cumprod=ALPHAS, prediction_type="sample", through_rounds=False, first_steps=1)
+    loss = multi_round_loss(
+        predict, **rounds, **taus, alphas_cumprod=ALPHAS, prediction_type="sample", through_rounds=False, first_steps=1, scales={1: 1.0}
+    )
     assert [(t, text) for _, t, text in seen] == [(1, "x"), (2, "y")]
     torch.testing.assert_close(seen[0][0], latent(0.8))  # sqrt(0.64) * 1
     torch.testing.assert_close(seen[1][0], latent(1.1))  # 0.6 * 0.5 + 0.8: the first round's prediction, noised again
@@ -74,7 +79,7 @@ def test_the_gradient_passes_through_the_first_round_only_on_request(through_rou
     torch.manual_seed(0)
     z_x, z_y, noise1, noise2 = torch.randn(4, 1, 4, 3, 3)
     multi_round_loss(
-        predict, z_x, z_y, ONE, TWO, ONE, weight_x, weight_y, noise1, noise2, ALPHAS, "epsilon", through_rounds, 1
+        predict, z_x, z_y, ONE, TWO, ONE, weight_x, weight_y, noise1, noise2, ALPHAS, "epsilon", through_rounds, 1, {1: 1.0}
     ).sum().backward()
     assert weight_y.grad.abs() > 0
     assert (weight_x.grad is not None and weight_x.grad.abs() > 0) == through_rounds

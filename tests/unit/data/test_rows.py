@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from omr_ray.config.data import DataConfig
-from omr_ray.data import filters, rows
+from omr_ray.data import filters, rows, store
 from omr_ray.data.colors import dominant_colors, name_of
 from omr_ray.data.export import export
 from omr_ray.data.filters import Limits, Rejected
@@ -199,6 +199,19 @@ def test_no_group_is_on_two_sides(tmp_path):
             sides.setdefault(row["group"], set()).add(row["split"])
     assert len(sides) > 300 and all(len(splits) == 1 for splits in sides.values())
     assert set.union(*sides.values()) == {"train", "test"}
+
+
+def test_a_reader_keeps_row_groups_up_to_a_number_of_bytes(tmp_path, monkeypatch):
+    write(DataConfig(name="test", sources=[{"kind": "atelier", "pairs": 40}], records_per_part=10), tmp_path)
+    opened, real = [], Folder.open
+    monkeypatch.setattr(Folder, "open", lambda folder, name: opened.append(name) or real(folder, name))
+    for limit, passes in ((2**30, 1), (0, 2)):
+        monkeypatch.setattr(store, "KEPT_BYTES", limit)
+        table = StoredTable(str(tmp_path), "preferences")
+        size = len(table)
+        opened.clear()
+        assert len({table[index]["id"] for index in [*range(size), *range(size)]}) == size == 40
+        assert len(opened) == passes * len(table.files) and len(table.files) > 4
 
 
 def test_a_table_of_another_schema_is_refused(tmp_path):
