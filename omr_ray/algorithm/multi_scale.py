@@ -1,4 +1,4 @@
-"""An error at several scales: of every cell of a latent, and of means over square blocks of cells."""
+"""The norm of OMR eq. 13 at several scales: of every cell of a latent, and of means over square blocks of cells (our reading)."""
 
 from __future__ import annotations
 
