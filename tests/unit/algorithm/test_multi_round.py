@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from omr_ray.algorithm.multi_round import denoised, multi_round_loss, noised, one_step_regression, predicted_x0
+from omr_ray.types import UserError
 
 ALPHAS = torch.tensor([0.96, 0.64, 0.36])
 ONE, TWO = torch.tensor([1]), torch.tensor([2])
@@ -42,6 +43,8 @@ def test_one_step_regression_by_hand():
     model = torch.tensor([[[[2.0, 0.0], [0.0, 0.0]]]])  # errors 1, -1, -1, -1 of the clean latent, and a mean of -0.5
     found = one_step_regression(model, torch.zeros(1, 1, 2, 2), TWO, ONE, torch.ones(1, 1, 2, 2), ALPHAS, "sample", {1: 1.0, 2: 4.0})
     torch.testing.assert_close(found, torch.tensor([(1 + 4 * 0.25) * 0.35**2]))
+    with pytest.raises(UserError, match=r"a block of 2 x 2 is larger than the latent \(1 x 2\); lower it"):
+        one_step_regression(latent(2.0), latent(0.3), TWO, ONE, latent(1.0), ALPHAS, "sample", {1: 1.0, 2: 4.0})
 
 
 def test_a_model_that_knows_the_target_has_no_loss():
